@@ -1,0 +1,1 @@
+"""Benchmarks and the demonstration: an embedded server, real data, measured tables and plots."""

@@ -1,0 +1,104 @@
+"""Frames between a worker and the learner: length-prefixed msgpack over a unix socket.
+
+A frame is a 4-byte big-endian length followed by that many bytes of msgpack, one tagged record.  Either side drops
+the connection on a frame that is too long or does not decode: the worker then goes on with the policy it has and
+reconnects with back-off.  Nothing here blocks or owns a socket.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from learning.records import Snapshot, Template, Trajectory
+
+MAX_FRAME = 256 * 1024 * 1024
+"""Bytes; a snapshot with 1,000 patterns of 1536 dimensions takes 6 MB."""
+
+_LENGTH = struct.Struct("!I")
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First frame from a worker."""
+
+    pid: int
+    policy_version: int  # 0: none yet
+
+
+class TemplateSeen(msgspec.Struct, frozen=True, tag="template"):
+    """A worker met a template; sent before its first trajectory on this connection."""
+
+    template: Template
+
+
+class TrajectoryBatch(msgspec.Struct, frozen=True, tag="trajectories"):
+    """Trajectories in the order of completion; `dropped` counts those lost since the last batch."""
+
+    trajectories: tuple[Trajectory, ...]
+    dropped: int = 0
+
+
+class InjectionFailed(msgspec.Struct, frozen=True, tag="injection-failed"):
+    """The server refused a setting: the template is to be switched off."""
+
+    template: str
+    sqlstate: str
+    message: str
+
+
+class Publish(msgspec.Struct, frozen=True, tag="publish"):
+    """The learner's current policy."""
+
+    snapshot: Snapshot
+
+
+Frame = Hello | TemplateSeen | TrajectoryBatch | InjectionFailed | Publish
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+class ChannelError(Exception):
+    """The peer sent something that is not a frame; close the connection."""
+
+
+def encode(frame: Frame) -> bytes:
+    """Return the frame with its length prefix."""
+    body = _encoder.encode(frame)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cut a byte stream into frames.  Feed it bytes as they come; it keeps an incomplete tail.
+
+    Raises
+    ------
+    ChannelError
+        The stream does not hold frames; the reader must not be used again.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Return the frames that `data` completes."""
+        buffer = self._buffer
+        buffer += data
+        frames: list[Frame] = []
+        start = 0
+        while len(buffer) - start >= 4:
+            (length,) = _LENGTH.unpack_from(buffer, start)
+            if length > MAX_FRAME:
+                raise ChannelError(f"frame of {length} bytes, the limit is {MAX_FRAME}")
+            end = start + 4 + length
+            if end > len(buffer):
+                break
+            try:
+                frames.append(_decoder.decode(memoryview(buffer)[start + 4 : end].tobytes()))
+            except msgspec.DecodeError as error:
+                raise ChannelError(f"frame does not decode: {error}") from error
+            start = end
+        if start:
+            del buffer[:start]
+        return frames

@@ -1,0 +1,147 @@
+"""The worker's end of the channel to the learner: trajectories out, policies in.
+
+Nothing in the data path ever waits for it.  Trajectories go into a bounded queue; when it is full the new one is
+dropped and counted.  A link that breaks (learner killed, restarted, wedged) is made again with back-off, and traffic
+goes on with the policy that was last received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from learning import channel
+from learning.optimizer import SearchOptimizer
+from learning.records import Snapshot, Template, Trajectory
+from proxy.session.adaptation import Adapter
+from proxy.sql import VectorQuery
+
+log = logging.getLogger(__name__)
+
+_FLUSH_SECONDS: Final = 0.1
+_MAX_BATCH: Final = 500
+_BACKOFF: Final = (0.1, 5.0)  # first and longest wait, seconds
+_MAX_TEMPLATES: Final = 10_000  # announced per link; an application with more is not learned from any further
+
+
+class LearnerLink:
+    """Sends what was seen to the learner and puts its policies in force."""
+
+    def __init__(self, path: Path, adapter: Adapter, *, buffer_size: int) -> None:
+        self._path = path
+        self._adapter = adapter
+        self._buffer_size = buffer_size
+        self._queue: deque[Trajectory] = deque()
+        self._failures: deque[channel.InjectionFailed] = deque(maxlen=100)
+        self._templates: dict[str, Template] = {}
+        self._announced: set[str] = set()
+        self._dropped = 0
+        adapter.record = self.record
+        adapter.injection_failed = self.injection_failed
+
+    # -- called on the hot path -----------------------------------------------------------------------------------
+
+    def record(self, query: VectorQuery, trajectory: Trajectory) -> None:
+        """Queue one trajectory; never waits."""
+        key = trajectory.template
+        if key not in self._templates:
+            if len(self._templates) >= _MAX_TEMPLATES:
+                self._drop()
+                return
+            self._templates[key] = query.template
+        if len(self._queue) >= self._buffer_size:
+            self._drop()
+            return
+        self._queue.append(trajectory)
+
+    def _drop(self) -> None:
+        self._dropped += 1
+        self._adapter.counters.trajectories_dropped += 1
+
+    def injection_failed(self, template: str, sqlstate: str, message: str) -> None:
+        """Queue the news that the server refused settings."""
+        log.error("the server refused the settings of template %s: %s %s", template, sqlstate, message)
+        self._failures.append(channel.InjectionFailed(template, sqlstate, message))
+
+    # -- the link ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the link up until cancelled."""
+        wait = _BACKOFF[0]
+        connected_before = False
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(self._path))
+            except OSError as error:
+                log.debug("learner not reachable: %s", error)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _BACKOFF[1])
+                continue
+            wait = _BACKOFF[0]
+            log.info("learner %sconnected", "re" if connected_before else "")
+            connected_before = True
+            self._adapter.counters.learner_connected = 1
+            try:
+                await self._converse(reader, writer)
+            except (OSError, channel.ChannelError, asyncio.IncompleteReadError) as error:
+                log.warning("link to the learner lost: %s; traffic goes on with policy %d", error, self._version())
+            finally:
+                self._adapter.counters.learner_connected = 0
+                writer.close()
+            await asyncio.sleep(wait)
+
+    def _version(self) -> int:
+        return self._adapter.version
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._announced.clear()
+        writer.write(channel.encode(channel.Hello(pid=os.getpid(), policy_version=self._version())))
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(self._send(writer))
+            try:
+                await self._receive(reader)
+            finally:
+                sending.cancel()
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            while self._queue or self._failures:
+                self._write_batch(writer)
+                await writer.drain()
+            await asyncio.sleep(_FLUSH_SECONDS)
+
+    def _write_batch(self, writer: asyncio.StreamWriter) -> None:
+        while self._failures:
+            writer.write(channel.encode(self._failures.popleft()))
+        queue = self._queue
+        batch = [queue.popleft() for _ in range(min(len(queue), _MAX_BATCH))]
+        for key in {trajectory.template for trajectory in batch} - self._announced:
+            writer.write(channel.encode(channel.TemplateSeen(self._templates[key])))
+            self._announced.add(key)
+        dropped, self._dropped = self._dropped, 0
+        if batch or dropped:
+            writer.write(channel.encode(channel.TrajectoryBatch(tuple(batch), dropped)))
+            self._adapter.counters.trajectories_sent += len(batch)
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        frames = channel.FrameReader()
+        while data := await reader.read(1 << 18):
+            for frame in frames.feed(data):
+                if isinstance(frame, channel.Publish):
+                    await self._adopt(frame.snapshot)
+        raise ConnectionResetError("the learner closed the link")
+
+    async def _adopt(self, snapshot: Snapshot) -> None:
+        """Put a policy in force; its indexes are built in a thread, the swap is one reference."""
+        try:
+            optimizer = await asyncio.to_thread(SearchOptimizer, snapshot)
+        except Exception:
+            # A policy that cannot be used must not take the last good one away.
+            log.exception("policy %d cannot be used; policy %d stays", snapshot.version, self._version())
+            return
+        self._adapter.swap(optimizer, snapshot.version)
+        log.debug("policy %d in force: %d templates", snapshot.version, len(snapshot.templates))

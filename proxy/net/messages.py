@@ -1,0 +1,44 @@
+"""What the proxy says to a client in its own name: FATAL errors, each with what to do.
+
+SQLSTATEs are chosen for what drivers do with them: 57P03 (cannot connect now) and 57P01 (admin shutdown) are
+retried by pools and multi-host clients; 08006 (connection failure) and 08P01 (protocol violation) are not blamed on
+the statement.
+"""
+
+from __future__ import annotations
+
+from proxy.wire.diagnostics import ErrorResponse
+
+
+def _fatal(code: bytes, message: str, hint: str | None = None) -> bytes:
+    text = f"ruvector-proxy: {message}".replace("\0", " ").encode()
+    return ErrorResponse.create(b"FATAL", code, text, hint=hint.encode() if hint else None).encode()
+
+
+def upstream_unreachable(name: str, error: OSError) -> bytes:
+    """The server cannot be reached at all."""
+    reason = "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+    return _fatal(
+        b"57P03",
+        f"cannot reach the upstream server at {name}: {reason}",
+        "Is the server running? The proxy connects again with the next client.",
+    )
+
+
+def upstream_lost(name: str) -> bytes:
+    """The server closed without a word."""
+    return _fatal(
+        b"08006",
+        f"the upstream server at {name} closed the connection unexpectedly",
+        "The server's own log says why. Connect again.",
+    )
+
+
+def protocol_violation(reason: str) -> bytes:
+    """The client does not speak the protocol."""
+    return _fatal(b"08P01", reason)
+
+
+def shutting_down() -> bytes:
+    """The proxy is being stopped."""
+    return _fatal(b"57P01", "terminating connection because the proxy is shutting down", "Connect again.")

@@ -1,0 +1,88 @@
+"""One worker: accepts clients on sockets that the supervisor has bound, and relays them.
+
+Drain, at shutdown: accepting stops, idle sessions are ended at once with 57P01, busy ones as soon as they are idle,
+and what is left after `limits.drain_timeout` is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from config.schema import Config
+from proxy.net.learner_link import LearnerLink
+from proxy.net.relay import ClientConnection
+from proxy.net.upstream import Upstream
+from proxy.session.adaptation import Adapter
+
+if TYPE_CHECKING:
+    from proxy.admin.metrics import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+_METRICS_SECONDS: Final = 1.0
+_DRAIN_STEP_SECONDS: Final = 0.05
+
+
+async def run(
+    config: Config,
+    *,
+    sockets: list[socket.socket],
+    learner_socket: Path | None,
+    metrics: WorkerMetrics,
+    stop: asyncio.Event,
+) -> None:
+    """Serve until `stop` is set, then drain."""
+    adapter = Adapter(metrics.counters, enabled=config.learning.enabled)
+    adapter.observe = metrics.observe
+    upstream = Upstream(config.upstream.host, config.upstream.port, config.limits.connect_timeout)
+    connections: set[ClientConnection] = set()
+    tasks = [asyncio.create_task(_flush(metrics))]
+    if learner_socket is not None:
+        link = LearnerLink(learner_socket, adapter, buffer_size=config.learning.trajectory_buffer_size)
+        tasks.append(asyncio.create_task(link.run()))
+
+    def accept() -> ClientConnection:
+        connection = ClientConnection(adapter, upstream, connections.discard)
+        connections.add(connection)
+        return connection
+
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(accept, sock=sock, backlog=1024) for sock in sockets]
+    try:
+        await stop.wait()
+        for server in servers:
+            server.close()
+        await _drain(connections, config.limits.drain_timeout)
+    finally:
+        for connection in list(connections):
+            connection.abort_for_shutdown()
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        metrics.flush()
+
+
+async def _drain(connections: set[ClientConnection], timeout: float) -> None:
+    """Wait until every session could be ended, or `timeout` seconds have passed."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while True:
+        busy = [connection for connection in list(connections) if not connection.drain()]
+        if not busy:
+            return
+        if asyncio.get_running_loop().time() >= deadline:
+            log.warning("%d connections still busy after %g s: cut off", len(busy), timeout)
+            return
+        await asyncio.sleep(_DRAIN_STEP_SECONDS)
+
+
+async def _flush(metrics: WorkerMetrics) -> None:
+    while True:
+        await asyncio.sleep(_METRICS_SECONDS)
+        metrics.flush()

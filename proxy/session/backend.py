@@ -1,0 +1,380 @@
+"""The server's side of a session: its bytes in, bytes for the client out.
+
+The stream is cut into messages by their headers.  While nothing is marked (proxy.session.replies) a chunk is
+counted through and forwarded as it came, without a copy; where marks are due, replies to the proxy's own messages
+are cut out and vector queries are timed.
+
+Buffers: a chunk passed in belongs to the caller and is never kept, except for an incomplete message at its end that
+must be seen whole (at most `_HOLD` bytes) or an incomplete header (4 bytes).  DataRow and CopyData are never held:
+a value of any size streams through.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from struct import Struct
+from time import perf_counter
+from typing import Final
+
+from learning.records import Settings
+from proxy.session.adaptation import Adapter, Outcome
+from proxy.session.replies import ABORTED, COMPLETIONS, Mark, Purpose, Segment
+from proxy.wire import framing
+from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
+from proxy.wire.errors import ProtocolViolation, Sender
+
+_LENGTH: Final = Struct("!I").unpack_from
+_HOLD: Final = 1 << 20
+_LONGEST: Final = framing.MAX_LENGTH + 1
+
+IDLE: Final = framing.IDLE
+OPEN: Final = framing.IN_TRANSACTION
+FAILED: Final = framing.FAILED_TRANSACTION
+
+# What a server says of itself or of the session, not of the settings sent: for the client to see.
+_PREPARED_GONE: Final = frozenset({"26000", "42P05"})
+_RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
+
+
+class InsertedText:
+    """Where text was inserted into a Query: `ORIGINAL` character positions and lengths, in order."""
+
+    __slots__ = ("insertions", "segment")
+
+    def __init__(self, segment: int, insertions: tuple[tuple[int, int], ...]) -> None:
+        self.segment = segment
+        self.insertions = insertions
+
+    def original(self, position: int) -> int:
+        """Turn a 1-based character position in the text sent into one in the client's own text."""
+        for start, length in self.insertions:
+            if position > start + length:
+                position -= length
+            elif position > start:
+                return start + 1
+        return position
+
+
+class BackendStream:
+    """Cuts, counts and filters what the server sends.  See the module's docstring."""
+
+    __slots__ = (
+        "_blind",
+        "_cover",
+        "_in_force",
+        "_in_force_segment",
+        "_inserted",
+        "_marks",
+        "_pending",
+        "_prepared",
+        "_raw",
+        "_recover",
+        "_refusal",
+        "_replied",
+        "_segment_in",
+        "_segment_out",
+        "_server_skip",
+        "_server_tail",
+        "_status",
+        "_suspended_portal",
+        "adapter",
+        "copy_in",
+        "fatal",
+        "resend",
+        "search_path",
+        "started",
+    )
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.started = False  # the first ReadyForQuery has come
+        self.fatal = False  # the server has said why it closes
+        self.copy_in = False
+        self.search_path: str | None = None  # as the server reports it (PostgreSQL 18 and later)
+        self.resend = b""  # bytes for the server that a reply has called for
+        self._status = IDLE
+        self._pending: deque[Segment] = deque((Segment.STARTUP,))
+        self._segment_in = 0
+        self._segment_out = 1
+        self._replied = 0
+        self._marks: deque[Mark] = deque()
+        self._cover: Mark | None = None  # the first mark, if it is due now
+        self._inserted: deque[InsertedText] = deque()
+        self._prepared: set[str] = set()
+        self._in_force: Settings = ()
+        self._in_force_segment = -1
+        self._suspended_portal: bytes | None = None
+        self._refusal = b""  # the server's answer to it
+        self._recover: Mark | None = None  # the injection that failed in the current segment
+        self._blind = False  # completions of the current client segment cannot be counted
+        self._server_skip = 0
+        self._server_tail = b""
+        self._raw = False
+
+    # -- the stream ---------------------------------------------------------------------------------------------
+
+    def from_server(self, data: bytes) -> bytes:
+        """Return what the client is to get of `data`.
+
+        Raises
+        ------
+        ProtocolViolation
+            The stream is no PostgreSQL protocol; both sides must be closed.
+        """
+        if self._raw:
+            return data
+        position = start = 0
+        if self._server_skip:
+            if len(data) <= self._server_skip:
+                self._server_skip -= len(data)
+                return data
+            position = self._server_skip
+            self._server_skip = 0
+        elif self._server_tail:
+            data = self._server_tail + data
+            self._server_tail = b""
+        size = len(data)
+        out: list[bytes] | None = None
+        while size - position >= 5:
+            tag = data[position]
+            end = position + 1 + _LENGTH(data, position + 1)[0]
+            if not 5 <= end - position <= _LONGEST:
+                framing.cut(data, position, Sender.BACKEND)  # raises, with the words for it
+            cover = self._cover
+            if tag == framing.DATA_ROW or tag == framing.COPY_DATA:
+                if cover is None:
+                    if end > size:
+                        break
+                    position = end
+                    continue
+                if cover.purpose is Purpose.WATCH:
+                    if not cover.first_byte:
+                        cover.first_byte = perf_counter()
+                    if end > size:
+                        break
+                    position = end
+                    continue
+            if end > size:
+                break
+            if COMPLETIONS[tag]:
+                if cover is not None:
+                    self._covered(cover, tag, data, position, end)
+                elif tag == framing.COMMAND_COMPLETE and end - position in (17, 20):
+                    self._watch_for_discard(data, position, end)
+                self._replied += 1
+                if self._marks:
+                    self._advance()
+                forward: bytes | bool = cover is None or cover.purpose is Purpose.WATCH
+            elif tag == framing.READY_FOR_QUERY:
+                forward = self._ready(data[position:end])
+            elif tag == framing.DATA_ROW or tag == framing.COPY_DATA:
+                forward = False  # a row of the proxy's own SELECT
+            else:
+                forward = self._other(tag, data, position, end)
+            if forward is not True:
+                if out is None:
+                    out = []
+                if start < position:
+                    out.append(data[start:position])
+                if forward:
+                    out.append(forward)
+                start = end
+            position = end
+            if tag == framing.COPY_BOTH_RESPONSE:
+                position = size  # from here on everything is relayed without a look
+                break
+        if position < size:
+            position = self._keep_rest(data, position, size)
+        if out is None:
+            return data if position == len(data) and start == 0 else data[start:position]
+        if start < position:
+            out.append(data[start:position])
+        return b"".join(out)
+
+    def _keep_rest(self, data: bytes, position: int, size: int) -> int:
+        """Deal with an incomplete message at the end; return where forwarding stops."""
+        if size - position >= 5:
+            tag = data[position]
+            end = position + 1 + _LENGTH(data, position + 1)[0]
+            rows = tag == framing.DATA_ROW or tag == framing.COPY_DATA
+            own = self._cover is not None and self._cover.purpose is not Purpose.WATCH
+            if (rows and not own) or end - position > _HOLD:
+                self._server_skip = end - size
+                return size
+        self._server_tail = data[position:]
+        return position
+
+    # -- messages -----------------------------------------------------------------------------------------------
+
+    def _covered(self, mark: Mark, tag: int, data: bytes, position: int, end: int) -> None:
+        """A completion within a mark."""
+        if mark.purpose is Purpose.WATCH:
+            now = perf_counter()
+            if not mark.first_byte:
+                mark.first_byte = now
+            if tag == framing.COMMAND_COMPLETE or tag == framing.PORTAL_SUSPENDED:
+                rows = -1 if tag == framing.PORTAL_SUSPENDED else _rows(data, position + 5, end - 1)
+                self._finish(mark, rows, now, None)
+        elif mark.purpose is Purpose.PREPARE and tag == framing.PARSE_COMPLETE:
+            assert mark.prepares is not None
+            self._prepared.add(mark.prepares)
+
+    def _finish(self, mark: Mark, rows: int, now: float, error: str | None) -> None:
+        if mark.bound is not None:
+            first = (mark.first_byte or now) - mark.sent_at
+            self.adapter.finished(mark.bound, Outcome(rows, first, now - mark.sent_at, error))
+            mark.bound = None
+
+    def _watch_for_discard(self, data: bytes, position: int, end: int) -> None:
+        """DISCARD ALL and DEALLOCATE ALL drop the proxy's own prepared statements, too."""
+        if data[position + 5 : end - 1] in (b"DISCARD ALL", b"DEALLOCATE ALL"):
+            self._prepared.clear()
+
+    def _advance(self) -> None:
+        """Find out whether the first mark is due."""
+        marks = self._marks
+        while marks:
+            mark = marks[0]
+            if mark.segment > self._segment_in or (
+                mark.segment == self._segment_in and mark.first > self._replied
+            ):
+                break
+            if mark.segment == self._segment_in and self._replied < mark.last:
+                self._cover = mark
+                return
+            marks.popleft()
+        self._cover = None
+
+    def _add_mark(self, mark: Mark) -> None:
+        self._marks.append(mark)
+        if len(self._marks) == 1:
+            self._advance()
+
+    def _ready(self, message: bytes) -> bytes | bool:
+        """ReadyForQuery: the segment is over.  Return as `_other` does."""
+        status = message[5]
+        segment = self._segment_in
+        own = bool(self._pending) and self._pending[0] is Segment.OWN
+        if self._pending:
+            self._pending.popleft()
+        self._segment_in = segment + 1
+        self._replied = 0
+        self._status = status
+        self.started = True
+        self.copy_in = False
+        if self._inserted and self._inserted[0].segment <= segment:
+            self._inserted.popleft()
+        if self._marks or self._cover is not None:
+            self._advance()
+        if status != OPEN and self._in_force and self._in_force_segment <= segment:
+            self._in_force = ()
+            self._suspended_portal = None
+        if status == IDLE:
+            self.transaction_ended()
+        if self._recover is not None:
+            mark, self._recover = self._recover, None
+            if self._nothing_sent_behind(segment):
+                self._send_again(mark)
+                return False
+            return self._refusal + message
+        return not own
+
+    def transaction_ended(self) -> None:
+        """Called when the server is known to be outside a transaction."""
+
+    def _send_again(self, mark: Mark) -> None:
+        """The settings of `mark` were refused: send the client's own bytes without them."""
+        raise NotImplementedError
+
+    def _other(self, tag: int, data: bytes, position: int, end: int) -> bytes | bool:
+        """Messages that are no completion; return True to forward, False to swallow, or other bytes."""
+        if tag == framing.ERROR_RESPONSE:
+            return self._error(data[position:end])
+        if tag == framing.NOTICE_RESPONSE:
+            return self._with_original_position(data[position:end])
+        if tag == framing.PARAMETER_STATUS:
+            name, _, value = data[position + 5 : end - 1].partition(b"\0")
+            if name == b"search_path":
+                self.search_path = value.decode(errors="replace")
+        elif tag == framing.COPY_IN_RESPONSE:
+            self._copy_in_begins()
+        elif tag == framing.COPY_BOTH_RESPONSE:
+            self._raw = True
+        return True
+
+    def _copy_in_begins(self) -> None:
+        """In COPY IN mode the server ignores Sync: those already under way will have no answer."""
+        self.copy_in = True
+        if self._pending and self._pending[0] is Segment.EXTENDED:
+            self._pending.clear()
+            self._segment_out = self._segment_in
+            self._blind = True
+
+    def _error(self, message: bytes) -> bytes | bool:
+        """ErrorResponse: nothing more is completed in this segment."""
+        try:
+            fields = ErrorResponse.decode(message[5:])
+        except ProtocolViolation:
+            fields = ErrorResponse(())  # not ours to judge: the client gets it as it is
+        code = fields.code or b""
+        self.copy_in = False
+        if fields.is_fatal:
+            self.fatal = True
+        cover = self._cover
+        self._drop_marks(code.decode(errors="replace"))
+        self._replied = ABORTED
+        if cover is not None and cover.purpose is not Purpose.WATCH:
+            if self._pending and self._pending[0] is Segment.OWN:
+                return False  # the client's next statement finds the failed transaction by itself
+            if code[:2] not in _RELAYED_CLASSES:
+                self._injection_failed(cover, code.decode(), (fields.message or b"").decode(errors="replace"))
+                if cover.replay is not None and self._nothing_sent_behind(self._segment_in):
+                    self._recover = cover
+                    self._refusal = message
+                    return False
+        return self._with_original_position(message)
+
+    def _injection_failed(self, mark: Mark, sqlstate: str, text: str) -> None:
+        if sqlstate in _PREPARED_GONE:
+            self._prepared.clear()  # somebody dropped them behind our back; the next use prepares again
+        elif mark.bound is not None:
+            self.adapter.switch_off(mark.bound, sqlstate, text)
+
+    def _nothing_sent_behind(self, segment: int) -> bool:
+        """Tell whether a segment could be sent again without losing the order of the client's statements."""
+        raise NotImplementedError
+
+    def _drop_marks(self, sqlstate: str) -> None:
+        """The rest of the segment is skipped; a query that was watched has failed."""
+        marks = self._marks
+        now = perf_counter()
+        while marks and marks[0].segment <= self._segment_in:
+            mark = marks.popleft()
+            if mark.purpose is Purpose.WATCH and (mark is self._cover):
+                self._finish(mark, 0, now, sqlstate)
+        self._cover = None
+
+    def _with_original_position(self, message: bytes) -> bytes | bool:
+        """Undo the shift of an error position by text that the proxy inserted; counted in characters."""
+        if not self._inserted or self._inserted[0].segment != self._segment_in:
+            return True
+        kind = ErrorResponse if message[0] == framing.ERROR_RESPONSE else NoticeResponse
+        try:
+            fields = kind.decode(message[5:])
+        except ProtocolViolation:
+            return True
+        position = fields.position
+        if position is None:
+            return True
+        return fields.with_position(self._inserted[0].original(position)).encode()
+
+    @property
+    def at_boundary(self) -> bool:
+        """True where the proxy may speak to the client itself: the server is not in the middle of a message."""
+        return not self._server_skip
+
+
+def _rows(data: bytes, start: int, end: int) -> int:
+    """Row count of a CommandComplete tag such as ``SELECT 10``; -1 where there is none."""
+    number = data[start:end].rpartition(b" ")[2]
+    return int(number) if number.isdigit() else -1

@@ -1,0 +1,112 @@
+"""A real proxy worker for tests, in a thread of its own, with a policy that the test dictates."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from learning.optimizer import SearchOptimizer
+from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust
+from proxy.net.relay import ClientConnection
+from proxy.net.upstream import Upstream
+from proxy.session.adaptation import Adapter
+from proxy.session.counters import Counters
+from proxy.sql import VectorQuery
+
+_R = TypeVar("_R")
+
+
+class Dictated(SearchOptimizer):
+    """Gives every recognised query the same settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(Snapshot(version=1, created_at=0.0, templates={}))
+        self.arm = Arm(name="dictated", settings=settings)
+
+    def template(self, key: str) -> TemplatePolicy:
+        return TemplatePolicy(
+            template=key,
+            table="public.items",
+            trust=Trust.STATIC,
+            reason="dictated by a test",
+            target_recall=0.98,
+            arms=(self.arm,),
+            value_types=(),
+            filter_slots=(),
+            fallback=0,
+            contexts={},
+        )
+
+    def optimize(
+        self, template_key: str, vector: np.ndarray | None, k: int, values: tuple[str | None, ...]
+    ) -> Choice:
+        return Choice(arm=self.arm, trust=Trust.STATIC, expected_recall=None, reason="dictated by a test")
+
+
+class Proxy:
+    """A worker's relay between a free local port and `upstream`; use as a context manager."""
+
+    def __init__(self, host: str, port: int, settings: Settings = ()) -> None:
+        self.counters = Counters()
+        self.trajectories: list[Trajectory] = []
+        self.connections: set[ClientConnection] = set()
+        self._upstream = Upstream(host, port, timeout=5.0)
+        self._settings = settings
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self.host = "127.0.0.1"
+        self.port = 0
+
+    def dictate(self, settings: Settings) -> None:
+        """Put other settings in force for the next query."""
+        self.adapter.swap(Dictated(settings), 1)
+
+    def dsn(self, dbname: str, user: str) -> str:
+        return f"host={self.host} port={self.port} dbname={dbname} user={user}"
+
+    def call(self, function: Callable[[], _R]) -> _R:
+        """Run a function in the worker's thread."""
+
+        async def run() -> _R:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(5)
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        assert self._ready.wait(5)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(5)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.adapter = Adapter(self.counters)
+        self.adapter.swap(Dictated(self._settings), 1)
+        self.adapter.record = self._record
+        sock = socket.create_server((self.host, 0))
+        self.port = sock.getsockname()[1]
+
+        def accept() -> ClientConnection:
+            connection = ClientConnection(self.adapter, self._upstream, self.connections.discard)
+            self.connections.add(connection)
+            return connection
+
+        server = await self._loop.create_server(accept, sock=sock)
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for connection in list(self.connections):
+            connection.close()
+        await asyncio.sleep(0)
+
+    def _record(self, query: VectorQuery, trajectory: Trajectory) -> None:
+        self.trajectories.append(trajectory)

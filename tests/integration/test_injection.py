@@ -1,0 +1,389 @@
+"""In every situation the settings are in force for exactly one statement, and nobody can tell.
+
+An HNSW scan without iteration returns at most ef_search rows.  The table has more, the LIMIT is higher: the number
+of rows returned *is* the ef_search that was in force.  The default is 40; the proxy dictates 77.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from bench.embedded import EmbeddedPostgres
+from tests.integration.proxied import Proxy
+from tests.integration.raw import (
+    FLUSH,
+    SYNC,
+    Message,
+    RawClient,
+    bind,
+    close,
+    describe,
+    execute,
+    first_values,
+    parse,
+    query,
+    rows,
+    tags,
+)
+
+pytestmark = pytest.mark.integration
+
+DEFAULT, DICTATED = 40, 77
+VECTOR = "[0.1,0.2,0.3]"
+SQL = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 500"
+LITERAL = f"SELECT id FROM items ORDER BY embedding <-> '{VECTOR}' LIMIT 500"
+PLAN = "SET enable_seqscan = off"  # the table is small: the planner would rather sort it
+
+
+@pytest.fixture(scope="module")
+def items(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """Return a database with a table of 600 vectors and an HNSW index, which is always used."""
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE injection STRATEGY file_copy")
+        connection.execute("ALTER DATABASE injection SET enable_seqscan = off")
+    with psycopg.connect(postgres.dsn("injection"), autocommit=True) as connection:
+        connection.execute("CREATE TABLE items (id int PRIMARY KEY, category int, embedding vector(3))")
+        connection.execute(
+            "INSERT INTO items SELECT i, i % 3, ARRAY[sin(i), cos(i * 1.7), sin(i * 0.3)]::vector "
+            "FROM generate_series(1, 600) i"
+        )
+        connection.execute("CREATE INDEX ON items USING hnsw (embedding vector_l2_ops)")
+        connection.execute("VACUUM ANALYZE items")
+    yield "injection"
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute("DROP DATABASE injection WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
+    with Proxy(postgres.host, postgres.port) as proxy:
+        yield proxy
+
+
+class Pair:
+    """The same conversation direct (with ef_search = 77 by the server's own means) and through the proxy."""
+
+    def __init__(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+        self.proxied = RawClient((proxy.host, proxy.port), database, postgres.user)
+        self.direct = RawClient(f"{postgres.host}/.s.PGSQL.{postgres.port}", database, postgres.user)
+
+    def both(self, *messages: bytes, ready: int = 1) -> tuple[list[Message], list[Message]]:
+        return self.direct.run(*messages, ready=ready), self.proxied.run(*messages, ready=ready)
+
+    def same(self, *messages: bytes, ready: int = 1) -> list[Message]:
+        """Run on both; the replies must be equal to the byte."""
+        direct, proxied = self.both(*messages, ready=ready)
+        assert proxied == direct
+        return proxied
+
+    def adapted(self, *messages: bytes, ready: int = 1, times: int = 1) -> list[Message]:
+        """Run on both: the same kinds of message but for the rows, of which there are 40 and 77."""
+        direct, proxied = self.both(*messages, ready=ready)
+        assert rows(direct) == times * DEFAULT
+        assert rows(proxied) == times * DICTATED
+        assert [m for m in unrowed(proxied)] == [m for m in unrowed(direct)]
+        return proxied
+
+    def setting(self) -> bytes:
+        """Return ef_search as the client behind the proxy sees it, as the server says it."""
+        return first_values(self.proxied.run(query("SHOW hnsw.ef_search")))[0]
+
+
+def unrowed(messages: list[Message]) -> list[Message]:
+    """Return the messages without rows and row counts."""
+    return [
+        (tag, b"SELECT" if tag == "C" and body.startswith(b"SELECT") else body)
+        for tag, body in messages
+        if tag != "D"
+    ]
+
+
+@pytest.fixture
+def pair(postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> Iterator[Pair]:
+    proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
+    pair = Pair(postgres, proxy, items)
+    with pair.direct, pair.proxied:
+        pair.same(query(LITERAL.replace("500", "1") + " OFFSET 0 -- loads pgvector"))
+        yield pair
+
+
+def binary(*components: float) -> bytes:
+    return struct.pack(f"!HH{len(components)}f", len(components), 0, *components)
+
+
+P = parse(SQL)
+B = bind(VECTOR.encode())
+E = execute()
+
+
+class TestAutocommit:
+    def test_extended_query_in_one_segment(self, pair: Pair) -> None:
+        pair.adapted(P, B, describe(), E, SYNC)
+        assert pair.setting() == b"40"
+
+    def test_binary_vector(self, pair: Pair) -> None:
+        pair.adapted(P, bind(binary(0.1, 0.2, 0.3), formats=(1,)), describe(), E, SYNC)
+
+    def test_limit_as_a_parameter(self, pair: Pair) -> None:
+        sql = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT $2 OFFSET 0"
+        pair.adapted(parse(sql), bind(VECTOR.encode(), b"500"), E, SYNC)
+
+    def test_prepared_once_and_bound_often(self, pair: Pair) -> None:
+        pair.same(parse(SQL, "s"), describe("S", "s"), SYNC)
+        for _ in range(7):
+            pair.adapted(bind(VECTOR.encode(), name="s"), E, SYNC)
+        assert pair.setting() == b"40"
+
+    def test_parse_flush_then_bind(self, pair: Pair) -> None:
+        """asyncpg: Parse, Describe, Flush; Bind, Execute, Sync once the answer is there."""
+        for client in (pair.direct, pair.proxied):
+            client.send(P, describe("S"), FLUSH)
+            assert [client.receive()[0] for _ in range(3)] == ["1", "t", "T"]
+        pair.adapted(B, E, SYNC)
+
+    def test_several_queries_in_one_segment(self, pair: Pair) -> None:
+        show = (parse("SHOW hnsw.ef_search"), B_EMPTY, E)
+        direct, proxied = pair.both(P, B, E, *show, P, B, E, *show, SYNC)
+        assert unrowed(direct) == unrowed(proxied)
+        assert rows(proxied) == 2 * DICTATED + 2
+        shown = [value for value in first_values(proxied) if value == b"40"]
+        assert len(shown) >= 2  # and never 77:
+        assert pair.setting() == b"40"
+
+    def test_a_pipeline_of_segments(self, pair: Pair) -> None:
+        pair.adapted(P, B, E, SYNC, P, B, E, SYNC, P, B, E, SYNC, ready=3, times=3)
+        assert pair.setting() == b"40"
+
+    def test_simple_query(self, pair: Pair) -> None:
+        pair.adapted(query(LITERAL))
+        assert pair.setting() == b"40"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"SELECT 1; {LITERAL}",
+            f"{LITERAL}; SELECT 2",
+            f"SELECT 'é'; {LITERAL}; SELECT 2, 3; SELECT 4",
+            f"SET application_name = 'x'; {LITERAL};",
+        ],
+    )
+    def test_one_of_several_statements(self, pair: Pair, text: str) -> None:
+        direct, proxied = pair.both(query(text))
+        assert unrowed(proxied) == unrowed(direct)
+        assert rows(proxied) - rows(direct) == DICTATED - DEFAULT
+        assert pair.setting() == b"40"
+
+    def test_setting_is_not_seen_by_the_next_statement_of_the_text(self, pair: Pair) -> None:
+        shown = pair.proxied.run(query(f"{LITERAL}; SHOW hnsw.ef_search"))
+        assert first_values(shown)[-1] == b"40"
+
+
+B_EMPTY = bind()
+
+
+class TestTransactionBlock:
+    def test_extended(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(P, B, E, SYNC)
+        assert pair.setting() == b"40"
+        pair.adapted(P, B, E, SYNC)
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("COMMIT"))
+        assert pair.setting() == b"40"
+
+    def test_simple(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(query(LITERAL))
+        assert pair.setting() == b"40"
+        pair.adapted(query(LITERAL))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("ROLLBACK"))
+        assert pair.setting() == b"40"
+
+    def test_restored_before_a_bound_statement_sees_it(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(parse("SHOW hnsw.ef_search"), B_EMPTY, E, SYNC)
+
+    def test_begin_in_the_same_segment(self, pair: Pair) -> None:
+        begin = (parse("BEGIN"), B_EMPTY, E)
+        pair.adapted(*begin, P, B, E, SYNC)
+        pair.same(query("SHOW hnsw.ef_search"))
+        pair.same(query("COMMIT"))
+
+    def test_begin_under_way(self, pair: Pair) -> None:
+        pair.adapted(query("BEGIN"), P, B, E, SYNC, query("SHOW application_name"), ready=3) if False else None
+        direct, proxied = pair.both(query("BEGIN"), P, B, E, SYNC, query("SHOW hnsw.ef_search"), ready=3)
+        assert unrowed(direct) == unrowed(proxied)
+        assert first_values(proxied)[-1] == b"40"
+        pair.same(query("COMMIT"))
+
+    def test_failed_transaction_is_left_alone(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(query("SELECT 1/0"))
+        pair.same(P, B, E, SYNC)
+        pair.same(query(LITERAL))
+        pair.same(query("ROLLBACK"))
+        assert pair.setting() == b"40"
+
+    def test_error_after_a_query(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("SELECT 1/0"))
+        pair.same(query("ROLLBACK"))
+        assert pair.setting() == b"40"
+
+    def test_savepoints(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("SAVEPOINT a"))
+        assert pair.setting() == b"40"
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("ROLLBACK TO a"))
+        assert pair.setting() == b"40"
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("RELEASE a"))
+        assert pair.setting() == b"40"
+        pair.same(query("COMMIT"))
+
+    def test_set_transaction_still_comes_first(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(query("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("COMMIT"))
+
+    def test_cursor_is_left_alone(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(P, bind(VECTOR.encode(), portal="c"), SYNC)
+        for _ in range(3):
+            pair.same(execute("c", 10), SYNC)
+        pair.same(close("P", "c"), SYNC)
+        pair.same(query("COMMIT"))
+
+    def test_a_suspended_portal_keeps_its_rows(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(parse("SELECT generate_series(1, 9)"), bind(portal="c"), execute("c", 4), SYNC)
+        pair.adapted(P, B, E, SYNC)
+        pair.same(execute("c", 4), SYNC)
+        pair.same(query("COMMIT"))
+
+
+class TestClientsOwnWill:
+    @pytest.mark.parametrize("statement", ["SET hnsw.ef_search = 55", "SELECT set_config('hnsw.ef_search', '55', false)"])
+    def test_session_setting_wins(self, pair: Pair, statement: str) -> None:
+        pair.same(query(statement))
+        assert rows(pair.same(P, B, E, SYNC)) == 55
+        assert rows(pair.same(query(LITERAL))) == 55
+        pair.same(query("RESET hnsw.ef_search"))
+        pair.adapted(P, B, E, SYNC)
+
+    def test_local_setting_wins(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(query("SET LOCAL hnsw.ef_search = 55"))
+        assert rows(pair.same(P, B, E, SYNC)) == 55
+        pair.same(query("COMMIT"))
+
+    def test_local_setting_ends_with_its_transaction(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.same(query("SET LOCAL hnsw.ef_search = 55"))
+        pair.same(query("COMMIT"))
+        pair.adapted(P, B, E, SYNC)
+
+    def test_setting_after_a_query_in_the_same_transaction(self, pair: Pair) -> None:
+        pair.same(query("BEGIN"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("SET LOCAL hnsw.ef_search = 55"))
+        assert rows(pair.same(P, B, E, SYNC)) == 55
+        pair.same(query("COMMIT"))
+
+    def test_startup_option_wins(self, postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> None:
+        proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
+        address = (proxy.host, proxy.port)
+        with RawClient(address, items, postgres.user, options="-c hnsw.ef_search=55") as client:
+            assert rows(client.run(P, B, E, SYNC)) == 55
+
+
+class TestErrors:
+    def test_position_points_into_the_clients_own_text(self, pair: Pair) -> None:
+        for text in (
+            f"{LITERAL.replace('id', 'no_such_column')}",
+            f"SELECT 'ééé'; {LITERAL.replace('id', 'no_such_column')}",
+            f"{LITERAL}; SELECT no_such_column",
+        ):
+            direct, proxied = pair.both(query(text))
+            assert direct[-2][0] == proxied[-2][0] == "E"
+            assert proxied[-2] == direct[-2]
+
+    def test_error_of_the_query_itself(self, pair: Pair) -> None:
+        pair.same(P, bind(b"[1,2]"), E, SYNC)  # wrong number of dimensions
+        pair.adapted(P, B, E, SYNC)
+
+    def test_error_before_the_query_in_its_segment(self, pair: Pair) -> None:
+        pair.same(parse("SELECT 1/0"), B_EMPTY, E, P, B, E, SYNC)
+        pair.adapted(P, B, E, SYNC)
+
+    def test_discard_all_and_deallocate_all(self, pair: Pair) -> None:
+        for statement in ("DISCARD ALL", "DEALLOCATE ALL"):
+            pair.adapted(P, B, E, SYNC)
+            pair.same(query(statement))
+            pair.adapted(P, B, E, SYNC)
+            direct, proxied = pair.both(query(statement), P, B, E, SYNC, ready=2)
+            assert (rows(direct), rows(proxied)) == (DEFAULT, DICTATED)
+
+    @pytest.mark.parametrize("settings", [(("hnsw.ef_search", "0"),), (("no_such_setting", "1"),)])
+    @pytest.mark.parametrize("messages", [(P, B, E, SYNC), (query(LITERAL),)])
+    def test_refused_settings_cost_the_client_nothing(
+        self, pair: Pair, proxy: Proxy, settings: tuple[tuple[str, str], ...], messages: tuple[bytes, ...]
+    ) -> None:
+        before = proxy.counters.injection_errors
+        proxy.dictate(settings)
+        assert rows(pair.same(*messages)) == DEFAULT
+        assert proxy.counters.injection_errors == before + 1
+        assert rows(pair.same(*messages)) == DEFAULT
+        assert proxy.counters.injection_errors == before + 1  # switched off
+        proxy.call(proxy.adapter._switched_off.clear)
+
+    def test_statements_of_the_proxys_dropped_behind_its_back(self, pair: Pair) -> None:
+        pair.adapted(P, B, E, SYNC)
+        pair.same(query("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))
+        assert rows(pair.both(P, B, E, SYNC)[1]) == DEFAULT  # the client's own bytes, sent again
+        pair.adapted(P, B, E, SYNC)
+
+
+class TestByteByByte:
+    def test_any_split_of_the_stream(self, pair: Pair) -> None:
+        stream = P + B + describe() + E + SYNC + query(LITERAL)
+        for step in (1, 7, 64):
+            for i in range(0, len(stream), step):
+                pair.proxied.send(stream[i : i + step])
+            assert rows(pair.proxied.until_ready(2)) in (2 * DICTATED, DICTATED + DEFAULT)
+        assert pair.setting() == b"40"
+
+
+def test_connection_that_never_loaded_pgvector(postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> None:
+    """A setting made before the library is loaded is a placeholder, which the library then takes over."""
+    proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
+    for messages in ((P, B, E, SYNC), (query(LITERAL),)):
+        with RawClient((proxy.host, proxy.port), items, postgres.user) as client:
+            replies = client.run(*messages)
+            assert rows(replies) == DICTATED
+            assert "N" not in tags(replies)
+            assert first_values(client.run(query("SHOW hnsw.ef_search")))[0] == b"40"
+
+
+def test_trajectories_tell_what_happened(pair: Pair, proxy: Proxy) -> None:
+    proxy.trajectories.clear()
+    pair.adapted(P, B, E, SYNC)
+    pair.adapted(query(LITERAL))
+    extended, simple = proxy.trajectories
+    assert extended.template == simple.template
+    for trajectory in (extended, simple):
+        assert (trajectory.k, trajectory.offset, trajectory.rows) == (500, 0, DICTATED)
+        assert trajectory.settings == (("hnsw.ef_search", "77"),)
+        assert trajectory.vector == struct.pack("<3f", 0.1, 0.2, 0.3)
+        assert 0 < trajectory.first_byte_ms <= trajectory.latency_ms < 5000
+        assert trajectory.error is None
