@@ -1,8 +1,8 @@
 """The worker's end of the channel to the learner: trajectories out, policies in.
 
-Nothing in the data path ever waits for it.  Trajectories go into a bounded queue; when it is full the new one is
-dropped and counted.  A link that breaks (learner killed, restarted, wedged) is made again with back-off, and traffic
-goes on with the policy that was last received.
+Nothing in the data path ever waits for it.  Trajectories go into a bounded queue; when it is full the new
+one is dropped and counted.  A link that breaks (learner killed, restarted, wedged) is made again with
+back-off, and traffic goes on with the policy that was last received.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LearnerLink:
         adapter.record = self.record
         adapter.injection_failed = self.injection_failed
 
-    # -- called on the hot path -----------------------------------------------------------------------------------
+    # -- called on the hot path --------------------------------------------------------------------
 
     def record(self, query: VectorQuery, trajectory: Trajectory) -> None:
         """Queue one trajectory; never waits."""
@@ -67,7 +67,7 @@ class LearnerLink:
         log.error("the server refused the settings of template %s: %s %s", template, sqlstate, message)
         self._failures.append(channel.InjectionFailed(template, sqlstate, message))
 
-    # -- the link ---------------------------------------------------------------------------------------------------
+    # -- the link ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Keep the link up until cancelled."""
@@ -88,7 +88,9 @@ class LearnerLink:
             try:
                 await self._converse(reader, writer)
             except (OSError, channel.ChannelError, asyncio.IncompleteReadError) as error:
-                log.warning("link to the learner lost: %s; traffic goes on with policy %d", error, self._version())
+                log.warning(
+                    "link to the learner lost: %s; traffic goes on with policy %d", error, self._version()
+                )
             finally:
                 self._adapter.counters.learner_connected = 0
                 writer.close()

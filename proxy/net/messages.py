@@ -1,8 +1,8 @@
 """What the proxy says to a client in its own name: FATAL errors, each with what to do.
 
-SQLSTATEs are chosen for what drivers do with them: 57P03 (cannot connect now) and 57P01 (admin shutdown) are
-retried by pools and multi-host clients; 08006 (connection failure) and 08P01 (protocol violation) are not blamed on
-the statement.
+SQLSTATEs are chosen for what drivers do with them: 57P03 (cannot connect now) and 57P01 (admin shutdown)
+are retried by pools and multi-host clients; 08006 (connection failure) and 08P01 (protocol violation) are
+not blamed on the statement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The only place with client sockets: two transports, one session between them, back-pressure each way.
 
-Each side is an asyncio Protocol.  What a `data_received` brings is handed to the session and what comes out is
-written to the other side at once, in one write.  When a transport's buffer is full the *other* side stops reading;
-the two directions are independent, so that a client that writes a large pipeline before it reads cannot lock up.
+Each side is an asyncio Protocol.  What a `data_received` brings is handed to the session and what comes out
+is written to the other side at once, in one write.  When a transport's buffer is full the *other* side
+stops reading; the two directions are independent, so that a client that writes a large pipeline before it
+reads cannot lock up.
 
 Life of a connection, each step entered once:
 
@@ -11,8 +12,8 @@ Life of a connection, each step entered once:
     RELAYING     both sides up
     CLOSED       both sides closed; `close` may be called any number of times from anywhere
 
-Half-close: an EOF from the client is passed on, and replies still flow back; a client that is gone closes upstream
-at once, which ends its query.
+Half-close: an EOF from the client is passed on, and replies still flow back; a client that is gone closes
+upstream at once, which ends its query.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.upstream: UpstreamConnection | None = None
 
-    # -- asyncio.Protocol ---------------------------------------------------------------------------------------
+    # -- asyncio.Protocol --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a client."""
@@ -136,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
         """The client is gone: so is its upstream connection."""
         self.close()
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Read the packets that come before a session."""
@@ -161,7 +162,9 @@ class ClientConnection(asyncio.Protocol):
                 continue
             self.state = State.CONNECTING
             self.transport.pause_reading()
-            work = self._cancel(packet) if isinstance(request, CancelRequest) else self._connect(packet, request)
+            work = (
+                self._cancel(packet) if isinstance(request, CancelRequest) else self._connect(packet, request)
+            )
             self._task = asyncio.get_running_loop().create_task(work)
 
     async def _connect(self, packet: bytes, startup: StartupMessage) -> None:
@@ -177,7 +180,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self.upstream = upstream
         parameters = {
-            name.decode(errors="replace"): value.decode(errors="replace") for name, value in startup.parameters
+            name.decode(errors="replace"): value.decode(errors="replace")
+            for name, value in startup.parameters
         }
         self.session = Session(self._adapter, parameters, raw=_is_replication(parameters))
         self.state = State.RELAYING
@@ -194,8 +198,8 @@ class ClientConnection(asyncio.Protocol):
     async def _cancel(self, packet: bytes) -> None:
         """Send a CancelRequest upstream; close the client only after upstream has closed.
 
-        The server closes once the signal is sent: a client that waits for its own close therefore knows that a
-        later statement will not be hit.
+        The server closes once the signal is sent: a client that waits for its own close therefore knows
+        that a later statement will not be hit.
         """
         try:
             await self._upstream_at.send_cancel(packet)

@@ -1,7 +1,7 @@
 """One worker: accepts clients on sockets that the supervisor has bound, and relays them.
 
-Drain, at shutdown: accepting stops, idle sessions are ended at once with 57P01, busy ones as soon as they are idle,
-and what is left after `limits.drain_timeout` is cut off.
+Drain, at shutdown: accepting stops, idle sessions are ended at once with 57P01, busy ones as soon as they
+are idle, and what is left after `limits.drain_timeout` is cut off.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """From a recognised query and its arguments to the settings that it gets.
 
-One `Adapter` serves all connections of a worker.  It owns the statement cache (through the recogniser) and the
-current policy, which is replaced by swapping one reference; a session asks it what a query gets and tells it how
-the query went.  Nothing here blocks, waits or raises: whatever cannot be decoded is left alone and counted.
+One `Adapter` serves all connections of a worker.  It owns the statement cache (through the recogniser) and
+the current policy, which is replaced by swapping one reference; a session asks it what a query gets and
+tells it how the query went.  Nothing here blocks, waits or raises: whatever cannot be decoded is left alone
+and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,17 @@ Parameters = Sequence[tuple[int, bytes | memoryview | None]]
 class BoundQuery:
     """A vector query with its arguments: what it is, what it gets, and how far it has come."""
 
-    __slots__ = ("choice", "k", "offset", "overhead", "policy_version", "query", "settings", "values", "vector")
+    __slots__ = (
+        "choice",
+        "k",
+        "offset",
+        "overhead",
+        "policy_version",
+        "query",
+        "settings",
+        "values",
+        "vector",
+    )
 
     def __init__(self, query: VectorQuery) -> None:
         self.query = query

@@ -1,12 +1,12 @@
 """The server's side of a session: its bytes in, bytes for the client out.
 
-The stream is cut into messages by their headers.  While nothing is marked (proxy.session.replies) a chunk is
-counted through and forwarded as it came, without a copy; where marks are due, replies to the proxy's own messages
-are cut out and vector queries are timed.
+The stream is cut into messages by their headers.  While nothing is marked (proxy.session.replies) a chunk
+is counted through and forwarded as it came, without a copy; where marks are due, replies to the proxy's own
+messages are cut out and vector queries are timed.
 
-Buffers: a chunk passed in belongs to the caller and is never kept, except for an incomplete message at its end that
-must be seen whole (at most `_HOLD` bytes) or an incomplete header (4 bytes).  DataRow and CopyData are never held:
-a value of any size streams through.
+Buffers: a chunk passed in belongs to the caller and is never kept, except for an incomplete message at its
+end that must be seen whole (at most `_HOLD` bytes) or an incomplete header (4 bytes).  DataRow and CopyData
+are never held: a value of any size streams through.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
 
 
 class InsertedText:
-    """Where text was inserted into a Query: `ORIGINAL` character positions and lengths, in order."""
+    """Where text was inserted into a Query: start and length in characters of the text sent, in order."""
 
     __slots__ = ("insertions", "segment")
 
@@ -47,12 +47,14 @@ class InsertedText:
 
     def original(self, position: int) -> int:
         """Turn a 1-based character position in the text sent into one in the client's own text."""
+        inserted = 0
         for start, length in self.insertions:
-            if position > start + length:
-                position -= length
-            elif position > start:
-                return start + 1
-        return position
+            if position <= start:
+                break
+            if position <= start + length:
+                return start - inserted + 1
+            inserted += length
+        return position - inserted
 
 
 class BackendStream:
@@ -111,7 +113,7 @@ class BackendStream:
         self._server_tail = b""
         self._raw = False
 
-    # -- the stream ---------------------------------------------------------------------------------------------
+    # -- the stream --------------------------------------------------------------------------------
 
     def from_server(self, data: bytes) -> bytes:
         """Return what the client is to get of `data`.
@@ -204,7 +206,7 @@ class BackendStream:
         self._server_tail = data[position:]
         return position
 
-    # -- messages -----------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------
 
     def _covered(self, mark: Mark, tag: int, data: bytes, position: int, end: int) -> None:
         """A completion within a mark."""
@@ -370,7 +372,7 @@ class BackendStream:
 
     @property
     def at_boundary(self) -> bool:
-        """True where the proxy may speak to the client itself: the server is not in the middle of a message."""
+        """True where the proxy may speak to the client: the server is not in the middle of a message."""
         return not self._server_skip
 
 

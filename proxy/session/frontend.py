@@ -1,25 +1,14 @@
 """The client's side of a session: its bytes in, bytes for the server out.
 
-Theory
-------
-Transaction state as the *sender* must know it: the last ReadyForQuery speaks of a segment that may lie behind what
-has been sent since.  It is certain while no transaction-control statement is under way; else it is UNKNOWN and
-treated like an open transaction block: settings are saved, and restored before another statement could see them.
+The stream is cut into messages by their headers; bodies are looked at only where something depends on them:
+texts (what is it?), Binds of recognised queries (with which arguments?), Executes of their portals (from
+when to when?).  Everything else passes through, and a chunk in which nothing changes is forwarded without a
+copy.
 
-    state      extended query                       simple query
-    ---------  -----------------------------------  ----------------------------------------------
-    IDLE       settings before Bind; end with Sync  SET LOCAL in front of the text; end with it
-    OPEN       the same, restored when needed       saving SELECT in front; restored when needed
-    UNKNOWN    the same as OPEN                     left alone
-    FAILED     left alone                           left alone
+Buffers: a chunk passed in belongs to the caller and is never kept, except for an incomplete message at its
+end that must be seen whole (at most `_HOLD` bytes); a longer message streams through and is not looked at.
 
-Rules
------
-* The client's own will comes first: a setting that it has set itself is not touched until it resets it.
-* A restoration is sent only when another statement needs it; the end of the transaction restores for free.
-* Nothing is restored while a portal is suspended: its scan may still read the setting.
-* An injection that fails in autocommit is answered by sending the client's own bytes again: it gets its result.
-* In doubt (both protocols mixed in one segment, endless names) the session stops adapting, for good.
+In doubt (both protocols mixed in one segment, endless names) the session stops adapting, for good.
 """
 
 from __future__ import annotations
@@ -28,63 +17,51 @@ from struct import Struct
 from time import perf_counter
 from typing import Final
 
-from learning.records import Settings
 from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
-from proxy.session.backend import FAILED, IDLE, OPEN, BackendStream, InsertedText
-from proxy.session.replies import Mark, Purpose, Segment
-from proxy.sql import Scope, Statement, TransactionVerb, VectorQuery
+from proxy.session.backend import IDLE, OPEN
+from proxy.session.enforcement import Enforcer
+from proxy.session.replies import Segment
+from proxy.sql import Scope, Statement, TransactionVerb
 from proxy.wire import framing
 from proxy.wire.errors import ProtocolViolation, Sender
 
 _LENGTH: Final = Struct("!I").unpack_from
 _HOLD: Final = 1 << 20  # bytes; a longer message is streamed through and not looked at
 _LONGEST: Final = framing.MAX_LENGTH + 1
-_MAX_NAMES: Final = 10_000  # statements, portals and settings remembered per session
-_UNKNOWN: Final = 0
-_ENDS_SCOPE: Final = frozenset({TransactionVerb.COMMIT, TransactionVerb.ROLLBACK, TransactionVerb.ROLLBACK_TO})
-_OTHER_SCOPE: Final = frozenset({"search_path", "role", "session_authorization", "*"})
+_MAX_NAMES: Final = 10_000  # statements and portals remembered per session
+_OVERSIZE: Final = Statement(count=1, controls_transaction=True)
+"""A text too long to be looked at: taken for one that may control transactions, but not for a SET."""
+_ENDS_SCOPE: Final = frozenset(
+    {TransactionVerb.COMMIT, TransactionVerb.ROLLBACK, TransactionVerb.ROLLBACK_TO}
+)
 
 
-class Session(BackendStream):
-    """One client's connection.  `from_client` and `from_server` turn one side's bytes into the other side's."""
+class Session(Enforcer):
+    """One client's connection: `from_client` and `from_server` turn one side's bytes into the other's."""
 
     __slots__ = (
         "_client_skip",
         "_client_tail",
-        "_control_segment",
-        "_disabled",
-        "_executed",
-        "_injected",
-        "_own",
         "_portals",
         "_scope",
-        "_scope_segment",
-        "_sent",
         "_statements",
         "terminated",
     )
 
     def __init__(self, adapter: Adapter, parameters: dict[str, str], *, raw: bool = False) -> None:
         """`parameters` are those of the startup message; `raw` relays without looking (replication)."""
-        super().__init__(adapter)
+        super().__init__(adapter, parameters)
         user = parameters.get("user", "")
         self.terminated = False  # the client has said goodbye
         self._raw = raw
         self._scope = Scope(database=parameters.get("database", user), user=user, search_path=None)
-        self._scope_segment = -1  # last segment in which the client changed what names mean
-        self._control_segment = -1  # last segment with transaction control in it
-        self._sent = 0  # completions that the current segment will have
-        self._executed = False  # the current segment has executed something
-        self._own: set[str] = own_settings(parameters)
         self._statements: dict[bytes, Statement] = {}  # prepared, and of interest
         self._portals: dict[bytes, BoundQuery] = {}
-        self._injected: Mark | None = None  # injection of the current segment, while it may be sent again
-        self._disabled = False
         self._client_skip = 0
         self._client_tail = b""
 
-    # -- the stream ---------------------------------------------------------------------------------------------
+    # -- the stream --------------------------------------------------------------------------------
 
     def from_client(self, data: bytes) -> bytes:
         """Return what the server is to get for `data`.
@@ -180,16 +157,12 @@ class Session(BackendStream):
         out.append(data[start:position])
         return b"".join(out)
 
-    # -- transaction state ----------------------------------------------------------------------------------------
-
-    def _state(self) -> int:
-        """IDLE, OPEN or FAILED where it is certain for what is sent next; else UNKNOWN."""
-        if self._control_segment >= self._segment_in:
-            return _UNKNOWN
-        return self._status
+    # -- state -------------------------------------------------------------------------------------
 
     def transaction_ended(self) -> None:
-        """The server is idle: portals are gone, unless the client has already sent more."""
+        """The server is idle: what lasted for a transaction is gone, unless the client has sent more."""
+        if self._control_segment < self._segment_in:
+            self._will.transaction_ended()
         if self._portals and not self._pending and not self._sent:
             self._portals.clear()
 
@@ -198,10 +171,10 @@ class Session(BackendStream):
 
     @property
     def is_idle(self) -> bool:
-        """True where the session can be ended without losing anything: outside a transaction, nothing owed."""
+        """True where nothing is lost if the session ends: outside a transaction, nothing owed."""
         return self._status == IDLE and not self._pending and not self._sent and not self._client_tail
 
-    # -- extended query -------------------------------------------------------------------------------------------
+    # -- extended query ----------------------------------------------------------------------------
 
     def _parse(self, data: bytes, position: int, end: int, size: int) -> None:
         """Remember a prepared statement if anything depends on it."""
@@ -211,7 +184,7 @@ class Session(BackendStream):
             return
         name = data[position + 5 : name_end]
         if end > size:
-            statement = self.adapter.unknown_statement
+            statement = _OVERSIZE
         else:
             sql_end = data.find(b"\0", name_end + 1, end)
             if sql_end < 0:
@@ -293,22 +266,14 @@ class Session(BackendStream):
             self._suspended_portal = None
         self._end_segment(Segment.EXTENDED)
 
-    def _end_segment(self, kind: Segment) -> None:
-        self._pending.append(kind)
-        self._segment_out += 1
-        self._sent = 0
-        self._executed = False
-        self._injected = None
-        self._blind = False
-
-    # -- simple query and function call ---------------------------------------------------------------------------
+    # -- simple query and function call ------------------------------------------------------------
 
     def _query(self, data: bytes, position: int, end: int, size: int) -> bytes | None:
         """Return what is to be sent instead of this Query, or None where it goes as it is."""
         counters = self.adapter.counters
         counters.statements += 1
         if end > size:
-            statement = self.adapter.unknown_statement
+            statement = _OVERSIZE
         else:
             statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
         if self._sent:
@@ -317,6 +282,9 @@ class Session(BackendStream):
         if statement.reason is not None:
             counters.left_alone[statement.reason] += 1
         query = statement.vector
+        if query is not None and statement.controls_transaction:
+            counters.left_alone["transaction control"] += 1
+            query = None
         if query is None or self._disabled:
             restored = None if is_plain(statement) and not self._in_force else self._before_query(statement)
             self._end_segment(Segment.QUERY)
@@ -329,7 +297,7 @@ class Session(BackendStream):
             counters.left_alone["position" if query.completions_before is None else "pipeline"] += 1
             settings = ()
         restored = b""
-        if self._in_force and self._in_force != settings:
+        if self._in_force and (self._in_force != settings or statement.count > 1):
             restored = self._restore_in_own_segment()
         text = data[position + 5 : end - 1]
         replacement = self._with_settings(text, statement, query, settings, bound)
@@ -338,44 +306,6 @@ class Session(BackendStream):
         if replacement is None:
             return restored + data[position:end] if restored else None
         return restored + injection.query_message(replacement)
-
-    def _with_settings(
-        self, text: bytes, statement: Statement, query: VectorQuery, settings: Settings, bound: BoundQuery
-    ) -> bytes | None:
-        """Return the text with `settings` in force for its vector query; None where it stays as it is."""
-        before = query.completions_before or 0
-        segment = self._segment_out
-        if not settings or settings == self._in_force:
-            if query.completions_before is not None:
-                bound.settings = settings
-                self._watch(bound, segment, before, before + 2)
-            return None
-        last = query.index + 1 == statement.count
-        state = self._state()
-        plain = last and state == IDLE
-        prefix = injection.text_set_local(settings) if plain else injection.text_save_and_set(settings)
-        mark = Mark(Purpose.INJECT, segment, before, before + prefix.completions)
-        mark.bound = bound
-        if state == IDLE and query.index == 0:
-            mark.replay = injection.query_message(text)
-        self._add_mark(mark)
-        bound.settings = settings
-        self._count_adapted(bound)
-        self._watch(bound, segment, mark.last, mark.last + 2)
-        head, body, tail = text[: query.start], text[query.start : query.end], text[query.end :]
-        insertions = [(len(head.decode()), len(prefix.data))]
-        if last:
-            suffix = b""
-            if state == OPEN:
-                self._in_force, self._in_force_segment = settings, segment
-        else:
-            restoration = injection.text_restore(settings)
-            suffix = restoration.data
-            first = mark.last + 2
-            self._add_mark(Mark(Purpose.RESTORE, segment, first, first + restoration.completions))
-            insertions.append((sum(insertions[0]) + len(body.decode()), len(suffix)))
-        self._inserted.append(InsertedText(segment, tuple(insertions)))
-        return head + prefix.data + body + suffix + tail
 
     def _before_query(self, statement: Statement) -> bytes:
         """Note what a Query without adaptation does; return what must go before it."""
@@ -394,100 +324,7 @@ class Session(BackendStream):
         self._end_segment(Segment.FUNCTION_CALL)
         return inserted or None
 
-    # -- settings -------------------------------------------------------------------------------------------------
-
-    def _settings_for(self, bound: BoundQuery) -> Settings:
-        """Return the settings chosen for a query, or none where it must be left alone."""
-        settings = bound.choice.arm.settings
-        if not settings:
-            return ()
-        own = self._own
-        if own and ("*" in own or any(name in own for name, _ in settings)):
-            self.adapter.counters.left_alone["client setting"] += 1
-            return ()
-        if self._blind or self.copy_in or self._scope_segment >= 0 or self._state() == FAILED:
-            self.adapter.counters.left_alone["state"] += 1
-            return ()
-        if self._suspended_portal is not None and settings != self._in_force:
-            self.adapter.counters.left_alone["suspended portal"] += 1
-            return ()
-        return settings
-
-    def _enforce(self, settings: Settings, bound: BoundQuery) -> bytes | None:
-        """Return the messages after which exactly `settings` are in force."""
-        if settings == self._in_force:
-            bound.settings = settings
-            if settings:
-                self._count_adapted(bound)
-            return None
-        restored = self._restore()
-        if not settings or self._in_force:
-            return restored
-        batch = injection.injection(settings)
-        out = restored or b""
-        out += self._prepare("inject", len(settings))
-        mark = Mark(Purpose.INJECT, self._segment_out, self._sent, self._sent + batch.completions)
-        mark.bound = bound
-        self._add_mark(mark)
-        self._sent += batch.completions
-        if self._state() == IDLE and not self._executed:
-            self._injected = mark
-        self._in_force, self._in_force_segment = settings, self._segment_out
-        bound.settings = settings
-        self._count_adapted(bound)
-        return out + batch.data
-
-    def _restore(self) -> bytes | None:
-        """Return the messages that take the settings back, within the current segment."""
-        settings = self._in_force
-        if not settings or self._suspended_portal is not None:
-            return None
-        self._in_force = ()
-        prepare = self._prepare("restore", len(settings))
-        batch = injection.restoration(settings)
-        self._add_mark(Mark(Purpose.RESTORE, self._segment_out, self._sent, self._sent + batch.completions))
-        self._sent += batch.completions
-        return prepare + batch.data
-
-    def _restore_in_own_segment(self) -> bytes:
-        """The same in front of a Query: unsynced messages must not stand before it."""
-        if self._sent or self._disabled:
-            return b""
-        restored = self._restore()
-        if restored is None:
-            return b""
-        self._end_segment(Segment.OWN)
-        return restored + injection.SYNC
-
-    def _prepare(self, kind: str, count: int) -> bytes:
-        """Return the messages that prepare a statement of the proxy's, unless the server is known to have it."""
-        name = f"{kind} {count}"
-        if name in self._prepared:
-            return b""
-        batch = injection.preparation(kind, count)
-        mark = Mark(Purpose.PREPARE, self._segment_out, self._sent, self._sent + batch.completions)
-        mark.prepares = name
-        self._add_mark(mark)
-        self._sent += batch.completions
-        return batch.data
-
-    def _send_again(self, mark: Mark) -> None:
-        """Send the client's own bytes of a segment whose injection failed; they are one whole segment."""
-        assert mark.replay is not None
-        query = mark.replay[:1] == b"Q"
-        self.resend += mark.replay
-        self._end_segment(Segment.QUERY if query else Segment.EXTENDED)
-
-    def _watch(self, bound: BoundQuery, segment: int, first: int, last: int) -> None:
-        mark = Mark(Purpose.WATCH, segment, first, last)
-        mark.bound = bound
-        mark.sent_at = perf_counter()
-        self._add_mark(mark)
-
-    def _count_adapted(self, bound: BoundQuery) -> None:
-        self.adapter.counters.adapted[bound.query.template.relation, bound.choice.arm.name] += 1
-
-    # -- what statements do to the session --------------------------------------------------------------------------
+    # -- what statements do to the session ---------------------------------------------------------
 
     def _take_note(self, statement: Statement) -> bytes | None:
         """Note what a bound statement does; return what must be inserted before it."""
@@ -501,17 +338,11 @@ class Session(BackendStream):
         return self._restore() if statement.vector is None else None
 
     def _note_settings(self, statement: Statement) -> None:
-        if statement.resets and self._state() == IDLE:
-            self._own = set() if "*" in statement.resets else self._own - statement.resets
-        if statement.touches:
-            self._own |= statement.touches
-            if len(self._own) > _MAX_NAMES:
-                self._own = {"*"}
-            if not _OTHER_SCOPE.isdisjoint(statement.touches) and self.search_path is None:
-                self._scope_segment = self._segment_out
+        self._will.note(statement, in_transaction=self._state() != IDLE)
         if statement.drops_prepared:
             self._prepared.clear()
-            self._statements.clear()
+            kept = {name: known for name, known in self._statements.items() if known.controls_transaction}
+            self._statements = kept
 
     def _current_scope(self) -> Scope:
         if self.search_path is not None and self.search_path != self._scope.search_path:
@@ -536,24 +367,8 @@ def is_plain(statement: Statement) -> bool:
     )
 
 
-def own_settings(parameters: dict[str, str]) -> set[str]:
-    """Names of the settings that a startup message sets: as parameters, or as ``-c name=value`` in options."""
-    own = {name.lower() for name in parameters if "." in name or name.startswith(("enable_", "plan_"))}
-    words = parameters.get("options", "").replace("\\ ", "_").split()
-    for i, word in enumerate(words):
-        text = ""
-        if word == "-c" and i + 1 < len(words):
-            text = words[i + 1]
-        elif word.startswith("-c") or word.startswith("--"):
-            text = word[2:]
-        name = text.partition("=")[0].strip().lower().replace("-", "_")
-        if name:
-            own.add(name)
-    return own
-
-
 def _executes_whole(data: bytes, position: int, size: int, portal: bytes) -> bool:
-    """Tell whether the messages from `position` on execute `portal` without a row limit, as far as they are here."""
+    """Tell whether the messages from `position` on execute `portal` without a row limit."""
     while size - position >= 5:
         tag = data[position]
         end = position + 1 + _LENGTH(data, position + 1)[0]

@@ -2,24 +2,23 @@
 
 Theory
 ------
-In the extended protocol a named ``SELECT set_config(name, value, true)`` is bound and executed immediately before
-the client's Bind, without a Sync of its own: planning and the start of the scan see the setting, no round trip is
-added, and in autocommit it ends with the client's own Sync.  Where a transaction block is open, or may be, the
-setting would outlive the statement; so the same SELECT first *saves* each old value in a placeholder setting of the
-proxy's own, local to the transaction, and a second SELECT can *restore* it.  Saving on the server needs no reply to
-be read, and so it works in a pipeline, too.
+In the extended protocol a named ``SELECT set_config(name, value, true)`` is bound and executed immediately
+before the client's Bind, without a Sync of its own: planning and the start of the scan see the setting, no
+round trip is added, and in autocommit it ends with the client's own Sync.  Where a transaction block is
+open, or may be, the setting would outlive the statement; so the same SELECT first *saves* each old value in
+a placeholder setting of the proxy's own, local to the transaction, and a second SELECT can *restore* it.
+Saving on the server needs no reply to be read, and so it works in a pipeline, too.
 
-In the simple protocol the text itself gets a prefix: ``SET LOCAL`` in autocommit, where the texts of one Query
-message form an implicit transaction; the saving SELECT in an open block.
+In the simple protocol the text itself gets a prefix: ``SET LOCAL`` in autocommit, where the texts of one
+Query message form an implicit transaction; the saving SELECT in an open block.
 
 Rules
 -----
 * Portals and prepared statements are named: an unnamed Bind would destroy the client's unnamed portal.
 * The portal is closed at once: in a transaction block it would live on, and the next Bind of it fail (42P03).
 * Function names are qualified: a client's search_path must not redirect them.
-* Names and values come from the learner; `valid_settings` refuses whatever is not plainly a name or a value.
-* Replies are counted in *completions* (see proxy.session.replies): ParseComplete, BindComplete, CloseComplete,
-  RowDescription and CommandComplete are one each.
+* Names and values come from the learner; `valid_settings` refuses what is not plainly a name or a value.
+* Replies are counted in *completions* (see proxy.session.replies).
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def _statement_name(kind: str, count: int) -> bytes:
 
 
 def _inject_sql(count: int) -> str:
-    """SELECT list that saves the old value of each setting and then sets it; $1, $2 = first name and value."""
+    """SELECT that saves the old value of each setting and then sets it; $1, $2 = first name and value."""
     columns = []
     for i in range(count):
         name, value = f"${2 * i + 1}", f"${2 * i + 2}"
@@ -82,7 +81,7 @@ def _inject_sql(count: int) -> str:
 
 
 def _restore_sql(count: int) -> str:
-    """SELECT list that gives each setting its saved value back; NULL, for a setting unknown before, resets it."""
+    """SELECT that gives each setting its saved value back; NULL, for one unknown before, resets it."""
     return "SELECT " + ", ".join(
         f"pg_catalog.set_config(${i + 1}, "
         f"nullif(pg_catalog.current_setting('ruvector_proxy.saved_{i}', true), ''), true)"
@@ -100,9 +99,7 @@ def _execute(name: bytes, arguments: list[str]) -> bytes:
     """Bind, Execute and Close of the proxy's portal with text arguments; results in text."""
     values = b"".join(struct.pack("!I", len(a)) + a for a in (argument.encode() for argument in arguments))
     bind = PORTAL + name + b"\0\0" + struct.pack("!H", len(arguments)) + values + b"\0\0"
-    return (
-        _message(b"B", bind) + _message(b"E", PORTAL + b"\0\0\0\0") + _message(b"C", b"P" + PORTAL)
-    )
+    return _message(b"B", bind) + _message(b"E", PORTAL + b"\0\0\0\0") + _message(b"C", b"P" + PORTAL)
 
 
 PREPARE_COMPLETIONS = 2  # CloseComplete, ParseComplete

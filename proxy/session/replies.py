@@ -3,20 +3,21 @@
 Theory
 ------
 The client's stream falls into *segments*, each answered by exactly one ReadyForQuery: a Query message, a
-FunctionCall, or all extended messages up to a Sync.  Segments are numbered in order, on the way out by the client's
-messages, on the way back by ReadyForQuery.
+FunctionCall, or all extended messages up to a Sync.  Segments are numbered in order, on the way out by the
+client's messages, on the way back by ReadyForQuery.
 
-Within a segment replies are counted in *completions*: ParseComplete, BindComplete, CloseComplete, RowDescription or
-NoData (answer to Describe), and CommandComplete, EmptyQueryResponse or PortalSuspended (answer to Execute).  Each
-extended message has exactly one, so the message that a reply belongs to is known by counting; in a Query message a
-statement that returns rows has two (RowDescription, CommandComplete), another one.  A DataRow belongs to the
-completion that is still to come.  After an error nothing more is completed in the segment.
+Within a segment replies are counted in *completions*: ParseComplete, BindComplete, CloseComplete,
+RowDescription or NoData (answer to Describe), and CommandComplete, EmptyQueryResponse or PortalSuspended
+(answer to Execute).  Each extended message has exactly one, so the message that a reply belongs to is known
+by counting; in a Query message a statement that returns rows has two (RowDescription, CommandComplete),
+another one.  A DataRow belongs to the completion that is still to come.  After an error nothing more is
+completed in the segment.
 
-A `Mark` names a range of completions in a segment: to be swallowed (replies to what the proxy added), or watched
-(a vector query to be timed).  Marks are made in the order of sending, so only the first can be due.
+A `Mark` names a range of completions in a segment: to be swallowed (replies to what the proxy added), or
+watched (a vector query to be timed).  Marks are made in the order of sending, so only the first can be due.
 
-Exceptions, verified on PostgreSQL 15 and 18: a Sync sent while the server is in COPY IN mode gets no answer, and a
-Query sent after an error without a Sync in between is skipped; the session handles both.
+Exceptions, verified on PostgreSQL 15 and 18: a Sync sent while the server is in COPY IN mode gets no
+answer, and a Query sent after an error without a Sync in between is skipped; the session handles both.
 """
 
 from __future__ import annotations
@@ -56,7 +57,17 @@ class Purpose(enum.IntEnum):
 class Mark:
     """Completions [first, last) of one segment."""
 
-    __slots__ = ("bound", "first", "first_byte", "last", "prepares", "purpose", "replay", "segment", "sent_at")
+    __slots__ = (
+        "bound",
+        "first",
+        "first_byte",
+        "last",
+        "prepares",
+        "purpose",
+        "replay",
+        "segment",
+        "sent_at",
+    )
 
     def __init__(self, purpose: Purpose, segment: int, first: int, last: int) -> None:
         self.purpose = purpose
@@ -67,4 +78,6 @@ class Mark:
         self.sent_at = 0.0  # WATCH: perf_counter when the statement left
         self.first_byte = 0.0  # WATCH: perf_counter at the first reply, 0 before
         self.prepares: str | None = None  # PREPARE: name of what will be prepared
-        self.replay: bytes | None = None  # INJECT: the client's own bytes, for sending again without the settings
+        self.replay: bytes | None = (
+            None  # INJECT: the client's own bytes, for sending again without the settings
+        )

@@ -31,7 +31,14 @@ def bind(*parameters: bytes | None, name: str = "", portal: str = "", formats: t
     codes = struct.pack(f"!H{len(formats)}H", len(formats), *formats)
     return message(
         "B",
-        portal.encode() + b"\0" + name.encode() + b"\0" + codes + struct.pack("!H", len(parameters)) + values + b"\0\0",
+        portal.encode()
+        + b"\0"
+        + name.encode()
+        + b"\0"
+        + codes
+        + struct.pack("!H", len(parameters))
+        + values
+        + b"\0\0",
     )
 
 

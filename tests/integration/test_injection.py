@@ -85,7 +85,7 @@ class Pair:
         direct, proxied = self.both(*messages, ready=ready)
         assert rows(direct) == times * DEFAULT
         assert rows(proxied) == times * DICTATED
-        assert [m for m in unrowed(proxied)] == [m for m in unrowed(direct)]
+        assert unrowed(proxied) == unrowed(direct)
         return proxied
 
     def setting(self) -> bytes:
@@ -216,7 +216,6 @@ class TestTransactionBlock:
         pair.same(query("COMMIT"))
 
     def test_begin_under_way(self, pair: Pair) -> None:
-        pair.adapted(query("BEGIN"), P, B, E, SYNC, query("SHOW application_name"), ready=3) if False else None
         direct, proxied = pair.both(query("BEGIN"), P, B, E, SYNC, query("SHOW hnsw.ef_search"), ready=3)
         assert unrowed(direct) == unrowed(proxied)
         assert first_values(proxied)[-1] == b"40"
@@ -273,7 +272,9 @@ class TestTransactionBlock:
 
 
 class TestClientsOwnWill:
-    @pytest.mark.parametrize("statement", ["SET hnsw.ef_search = 55", "SELECT set_config('hnsw.ef_search', '55', false)"])
+    @pytest.mark.parametrize(
+        "statement", ["SET hnsw.ef_search = 55", "SELECT set_config('hnsw.ef_search', '55', false)"]
+    )
     def test_session_setting_wins(self, pair: Pair, statement: str) -> None:
         pair.same(query(statement))
         assert rows(pair.same(P, B, E, SYNC)) == 55

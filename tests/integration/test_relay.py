@@ -89,7 +89,10 @@ class TestPsycopg:
                     copy.write_row((i, "x" * 20))
             with cursor.copy("COPY t TO STDOUT") as copy:
                 assert sum(1 for _ in copy.rows()) == 50_000
-            with pytest.raises(psycopg.errors.InvalidTextRepresentation), cursor.copy("COPY t FROM STDIN") as copy:
+            with (
+                pytest.raises(psycopg.errors.InvalidTextRepresentation),
+                cursor.copy("COPY t FROM STDIN") as copy,
+            ):
                 copy.write(b"no number\tx\n")
             connection.rollback()
             assert connection.execute("SELECT 1").fetchone() == (1,)
@@ -120,7 +123,9 @@ class TestPsycopg:
 
 
 class TestAsyncpg:
-    def run(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str, use: Callable[..., Awaitable[None]]) -> None:
+    def run(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str, use: Callable[..., Awaitable[None]]
+    ) -> None:
         async def main() -> None:
             connection = await asyncpg.connect(
                 host=proxy.host, port=proxy.port, user=postgres.user, database=database
@@ -132,12 +137,16 @@ class TestAsyncpg:
 
         asyncio.run(main())
 
-    def test_statements_cursors_and_transactions(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+    def test_statements_cursors_and_transactions(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str
+    ) -> None:
         async def use(connection: asyncpg.Connection) -> None:
             await connection.execute("CREATE TABLE t (i int); INSERT INTO t SELECT generate_series(1, 500)")
             assert await connection.fetchval("SELECT count(*) FROM t WHERE i > $1", 100) == 400
             async with connection.transaction():
-                seen = [row["i"] async for row in connection.cursor("SELECT i FROM t ORDER BY i", prefetch=50)]
+                seen = [
+                    row["i"] async for row in connection.cursor("SELECT i FROM t ORDER BY i", prefetch=50)
+                ]
             assert seen == list(range(1, 501))
             with pytest.raises(asyncpg.DivisionByZeroError):
                 await connection.fetch("SELECT 1/0")
@@ -169,7 +178,9 @@ class TestAsyncpg:
 
 class TestAuthentication:
     @pytest.mark.parametrize("role", PASSWORD_ROLES)
-    def test_every_method_is_relayed(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str, role: str) -> None:
+    def test_every_method_is_relayed(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str, role: str
+    ) -> None:
         dsn = proxy.dsn(database, role)
         with psycopg.connect(f"{dsn} password={role}") as connection:
             assert connection.execute("SELECT current_user").fetchone() == (role,)
@@ -195,7 +206,9 @@ class TestTools:
 
     def test_pg_dump_writes_the_same(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
         with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
-            connection.execute("CREATE TABLE t (i int PRIMARY KEY, v vector(3)); INSERT INTO t VALUES (1, '[1,2,3]')")
+            connection.execute(
+                "CREATE TABLE t (i int PRIMARY KEY, v vector(3)); INSERT INTO t VALUES (1, '[1,2,3]')"
+            )
         dump = str(postgres.bin("pg_dump"))
         outputs = [
             subprocess.run(
@@ -232,7 +245,9 @@ class TestEdges:
         assert b"FATAL" in answer
         assert b"08P01" in answer
 
-    def test_half_close_still_gets_the_reply(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+    def test_half_close_still_gets_the_reply(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str
+    ) -> None:
         with RawClient((proxy.host, proxy.port), database, postgres.user) as client:
             client.send(query("SELECT 1"))
             client.socket.shutdown(socket.SHUT_WR)
@@ -240,7 +255,9 @@ class TestEdges:
             with pytest.raises(EOFError):
                 client.receive()
 
-    def test_a_client_that_vanishes_ends_its_query(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+    def test_a_client_that_vanishes_ends_its_query(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str
+    ) -> None:
         client = RawClient((proxy.host, proxy.port), database, postgres.user)
         client.send(query("SELECT pg_sleep(30) /* vanishing */"))
         time.sleep(0.2)
@@ -264,7 +281,9 @@ class TestEdges:
         assert rows(replies) == count
         assert sum(len(body) for tag, body in replies if tag == "D") > count * size
 
-    def test_copy_in_with_a_sync_sent_too_early(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+    def test_copy_in_with_a_sync_sent_too_early(
+        self, postgres: EmbeddedPostgres, proxy: Proxy, database: str
+    ) -> None:
         """Sync behind the Execute of a COPY FROM STDIN is ignored by the server and has no answer."""
         with RawClient((proxy.host, proxy.port), database, postgres.user) as client:
             client.run(query("CREATE TABLE t (i int)"))
@@ -284,7 +303,9 @@ class TestEdges:
                 connection.execute("SELECT 1")
 
 
-def test_nothing_is_left_of_closed_connections(postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+def test_nothing_is_left_of_closed_connections(
+    postgres: EmbeddedPostgres, proxy: Proxy, database: str
+) -> None:
     for _ in range(20):
         RawClient((proxy.host, proxy.port), database, postgres.user).socket.close()
     assert eventually(lambda: not proxy.connections)
@@ -310,13 +331,14 @@ def test_upstream_stopped_and_started_again() -> None:
 
 @pytest.mark.slow
 def test_a_killed_backend_gives_a_clear_error() -> None:
-    with EmbeddedPostgres(settings=FAST_SETTINGS) as server, Proxy(server.host, server.port) as proxy:
-        with RawClient((proxy.host, proxy.port), "postgres", server.user) as client:
-            server.kill()
-            answer = b""
-            try:
-                while True:
-                    answer += client.receive()[1]
-            except (EOFError, ConnectionResetError):
-                pass
-            assert b"FATAL" in answer
+    with (
+        EmbeddedPostgres(settings=FAST_SETTINGS) as server,
+        Proxy(server.host, server.port) as proxy,
+        RawClient((proxy.host, proxy.port), "postgres", server.user) as client,
+    ):
+        server.kill()
+        answer = b""
+        with pytest.raises((EOFError, ConnectionResetError)):
+            while True:
+                answer += client.receive()[1]
+        assert b"FATAL" in answer

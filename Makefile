@@ -1,0 +1,65 @@
+# Everything runs in .venv, which is made and filled when something needs it and left alone while pyproject.toml
+# stays as it is.
+
+PYTHONS := python3.13 python3.12 python3.11 python3
+BIN     := .venv/bin
+DEV     := .venv/.installed-dev
+DEMO    := .venv/.installed-demo
+
+.PHONY: help demo test lint types unit integration clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO) ## show on real data what the proxy does, within five minutes
+	@$(BIN)/ruvector-proxy demo
+
+test: lint types unit integration ## everything that a change must pass
+
+lint: $(DEV) ## style, formatting and import rules
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check .
+	@echo "== import rules"
+	@$(BIN)/lint-imports
+
+types: $(DEV) ## strict types
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+unit: $(DEV) ## unit and property tests, without a database
+	@echo "== unit and property tests"
+	@$(BIN)/python -m pytest tests/unit tests/property
+
+integration: $(DEV) ## tests against the embedded PostgreSQL
+	@echo "== integration tests"
+	@$(BIN)/python -m pytest tests/integration
+
+clean: ## remove what was built, measured and installed here
+	rm -rf .venv .demo demo-results build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip reaches for the network only when the stamp is missing or older than pyproject.toml.
+$(DEV): .venv/bin/python pyproject.toml
+	@echo "== installing for development; the first time this takes a few minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(DEMO)
+
+$(DEMO): .venv/bin/python pyproject.toml
+	@echo "== installing; the first time this takes a few minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+.venv/bin/python:
+	@for python in $(PYTHONS); do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "== creating .venv with $$python"; \
+			exec "$$python" -m venv .venv; \
+		fi; \
+	done; \
+	echo "Python 3.11 or newer with its venv module is needed and was not found; install it, on Debian or Ubuntu with:"; \
+	echo "  apt-get install python3 python3-venv python3-dev g++"; \
+	exit 1

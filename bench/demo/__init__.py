@@ -1,0 +1,5 @@
+"""The demonstration: a real application workload, direct and through the proxy."""
+
+from bench.demo.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,454 @@
+"""Every option of ruvector-proxy: its type, default, unit, range and downside.
+
+This file is the one place where an option is declared.  The loader, the environment variables, the reference
+in `docs/configuration.md`, the sample file and the tests are all derived from it: an option that is not
+described here does not exist, and one that is described here can be set in every way.
+
+Rules
+-----
+- A `Config` is immutable and complete: whoever holds one never asks whether a value was given.
+- Values from a file are taken strictly (``port = "6432"`` is an error); the loader converts what comes
+  from the environment first.
+- A secret never appears in ``repr``, ``str``, a log line or ordinary serialisation.  Only `Config.to_json`
+  contains it: that is what a parent process writes to the standard input of its children.
+- A key that is reserved for a coming version is refused with that reason, so that nobody believes it is in
+  force.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+)
+
+from config.dsn import check_dsn, redact_dsn
+
+OptimizeFor = Literal["recall", "latency", "balanced"]
+
+RESERVED = {
+    "listen.tls_cert": "TLS towards clients is not supported yet",
+    "listen.tls_key": "TLS towards clients is not supported yet",
+    "listen.tls_mode": "TLS towards clients is not supported yet",
+    "listen.unix_socket": "listening on a unix socket is not supported yet",
+    "upstream.sslmode": "TLS towards the server is not supported yet",
+    "upstream.sslrootcert": "TLS towards the server is not supported yet",
+}
+"""Keys whose names are fixed and whose function is still to come, with the reason for refusing them."""
+
+
+def option(default: Any, description: str, *, downside: str, unit: str = "", **constraints: Any) -> Any:
+    """Declare an option: what it does, what it costs to change it, its unit, and pydantic's constraints."""
+    return Field(
+        default=default,
+        description=description,
+        json_schema_extra={"unit": unit, "downside": downside},
+        **constraints,
+    )
+
+
+class Section(BaseModel):
+    """What all sections have in common: unknown keys are errors, and nothing can be changed later."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class Listen(Section):
+    """Where applications connect."""
+
+    host: str = option(
+        "127.0.0.1",
+        'Address on which clients are accepted; "0.0.0.0" or "::" accepts from everywhere.',
+        downside=(
+            "Client connections are not encrypted yet: an address that others can reach exposes the traffic."
+        ),
+        min_length=1,
+    )
+    port: int = option(
+        6432,
+        "TCP port on which clients are accepted; 0 takes any free port and names it in the log.",
+        downside="Applications must be pointed at the same port.",
+        ge=0,
+        le=65535,
+    )
+
+
+class Upstream(Section):
+    """The PostgreSQL server that answers."""
+
+    host: str = option(
+        "127.0.0.1",
+        "Name or address of the server, or the directory of its unix socket (beginning with a slash).",
+        downside="A name is looked up for every new connection, so a slow resolver slows connecting.",
+        min_length=1,
+    )
+    port: int = option(
+        5432,
+        "Port of the server; with a socket directory, the number at the end of the socket's name.",
+        downside="None; it has to be the server's.",
+        ge=1,
+        le=65535,
+    )
+
+    @property
+    def socket_path(self) -> Path | None:
+        """The server's unix socket, or None where it is reached over TCP."""
+        return Path(self.host) / f".s.PGSQL.{self.port}" if self.host.startswith("/") else None
+
+    @property
+    def address(self) -> str:
+        """The address for people: ``host:port`` or the path of the socket."""
+        return str(self.socket_path or host_port(self.host, self.port))
+
+
+class Admin(Section):
+    """The HTTP server for metrics and health checks."""
+
+    host: str = option(
+        "127.0.0.1",
+        "Address of the HTTP server for /metrics, /healthz and /readyz.",
+        downside=(
+            "It has no authentication: an address that others can reach shows them table names and traffic"
+            " figures."
+        ),
+        min_length=1,
+    )
+    port: int = option(
+        9464,
+        "Port of the HTTP server; 0 takes any free port and names it in the log.",
+        downside="Each proxy on one machine needs its own.",
+        ge=0,
+        le=65535,
+    )
+
+
+class Workers(Section):
+    """The processes that carry the traffic."""
+
+    count: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = option(
+        1,
+        'Number of worker processes; "auto" takes one per CPU that this process may use.',
+        downside=(
+            "Each worker costs a core under load and about 100 MB; connections are spread, not balanced by"
+            " load."
+        ),
+    )
+
+    @property
+    def resolved(self) -> int:
+        """The number of processes, with "auto" resolved for this machine."""
+        if self.count != "auto":
+            return self.count
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+
+class Learner(Section):
+    """The background process that measures recall and latency."""
+
+    dsn: SecretStr | None = option(
+        None,
+        "Connection URI for exact searches and EXPLAIN on the side, e.g. "
+        "postgresql://user:password@host:5432/db. "
+        "Its role needs SELECT on the tables to be tuned. Without it the learner is off: "
+        "queries are relayed and counted, and run as they came.",
+        downside=(
+            "The role reads the tables, so treat the URI as a secret; set RUVECTOR_LEARNER_DSN to keep it "
+            "out of the file."
+        ),
+    )
+    budget: float = option(
+        0.02,
+        "Share of the time of one database connection that measuring may use, in the long run.",
+        unit="share, 0 to 1",
+        downside=(
+            "More learns faster and loads the server more; 0 stops measuring once the starting credit is "
+            "spent."
+        ),
+        ge=0.0,
+        le=1.0,
+    )
+    starting_credit: float = option(
+        60.0,
+        "Database time that may be spent at once after a start, before the budget limits it, so that a new"
+        " table is tuned in minutes.",
+        unit="seconds",
+        downside=(
+            "One more busy connection for about that long after the first queries; 0 makes the first "
+            "results slow to come."
+        ),
+        ge=0.0,
+    )
+
+    @field_validator("dsn")
+    @classmethod
+    def _check_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
+        if dsn is not None:
+            check_dsn(dsn.get_secret_value())
+        return dsn
+
+    @field_serializer("dsn", when_used="json")
+    def _dump_dsn(self, dsn: SecretStr | None, info: SerializationInfo) -> str | None:
+        if dsn is None:
+            return None
+        secrets = bool(info.context and info.context.get("secrets"))
+        return dsn.get_secret_value() if secrets else redact_dsn(dsn.get_secret_value())
+
+    @property
+    def redacted_dsn(self) -> str | None:
+        """The URI for people, without its password."""
+        return redact_dsn(self.dsn.get_secret_value()) if self.dsn else None
+
+
+class Store(Section):
+    """Where what was learned is kept."""
+
+    kind: Literal["sqlite"] = option(
+        "sqlite",
+        'Kind of store: "sqlite" is a file in the state directory.',
+        downside="Only one proxy may use a state directory.",
+    )
+    path: Path = option(
+        Path("state"),
+        "State directory; it is created where missing. A relative path starts at the configuration file's "
+        "directory, "
+        "without a file at the working directory.",
+        downside=(
+            "Losing it means measuring again; it holds query vectors and filter values unless anonymize is"
+            " on."
+        ),
+        strict=False,
+    )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _refuse_reserved(cls, kind: object) -> object:
+        if kind == "postgres":
+            raise ValueError('the store in PostgreSQL is not supported yet; use "sqlite"')
+        return kind
+
+
+class Learning(Section):
+    """What is learned, and towards what; the defaults of every table."""
+
+    enabled: bool = option(
+        True,
+        "Whether anything is recorded, measured and adapted at all.",
+        downside="Switched off, every query runs as it came.",
+    )
+    target_recall: float = option(
+        0.98,
+        "Recall that is to be kept: the mean share of the true nearest rows that a query returns.",
+        unit="share, above 0 to 1",
+        downside=(
+            "The last hundredths are the dearest: 0.99 may cost twice the latency of 0.98. 1 means exact "
+            "search."
+        ),
+        gt=0.0,
+        le=1.0,
+    )
+    optimize_for: OptimizeFor = option(
+        "balanced",
+        '"balanced" keeps the target at the lowest latency; "recall" keeps it in every context that has '
+        "enough traffic, "
+        'not only on average; "latency" counts the target as met within the error of measurement.',
+        downside='"recall" is slower, "latency" may fall a little short of the target.',
+    )
+    learning_rate: float = option(
+        0.01,
+        "Share of its weight that a measured query loses with every min_samples newer ones.",
+        unit="share, 0 to below 1",
+        downside="Higher follows a changing table faster and knows less; 0 never forgets.",
+        ge=0.0,
+        lt=1.0,
+    )
+    trajectory_buffer_size: int = option(
+        10_000,
+        "Recorded queries that may wait in a worker for the learner; what does not fit is dropped and "
+        "counted.",
+        unit="queries",
+        downside="Each takes about the size of its vector: 10,000 of 1536 dimensions are 60 MB per worker.",
+        ge=1,
+    )
+    trajectory_window: int = option(
+        1_000,
+        "Recent queries of each table from which the learner draws those that it measures.",
+        unit="queries",
+        downside="A long window notices a change of traffic late; a short one sees only the latest fashion.",
+        ge=1,
+    )
+    min_samples: int = option(
+        100,
+        "Measured queries that a kind of query needs before it gets settings of its own.",
+        unit="queries",
+        downside="Fewer adapts sooner, on thinner evidence.",
+        ge=1,
+    )
+    pattern_consolidation_interval: float = option(
+        3_600.0,
+        "Time between two rounds of merging similar patterns and dropping useless ones.",
+        unit="seconds",
+        downside="Rarely: memory grows. Often: the learner spends CPU on it.",
+        gt=0.0,
+    )
+    anonymize: bool = option(
+        False,
+        "Whether salted hashes are stored in place of query vectors and filter values.",
+        downside="Choices by query vector are not possible then, only by kind of query and filter value.",
+    )
+
+
+def _check_table_name(name: str) -> str:
+    if not re.fullmatch(r"[^.]+\..+", name):
+        raise ValueError(f'a table is named with its schema, in quotation marks: [tables."public.{name}"]')
+    return name
+
+
+TableName = Annotated[str, AfterValidator(_check_table_name)]
+"""``schema.table``, each as PostgreSQL stores it, without quotation marks of its own."""
+
+
+class Table(Section):
+    """Options of one table; what is left out comes from [learning]."""
+
+    adaptive_search: bool = option(
+        True,
+        "Whether queries on this table get measured settings.",
+        downside="Switched off, they run as they came; they may still be measured.",
+    )
+    learning: bool | None = option(
+        None,
+        "Whether queries on this table are recorded and measured; left out: learning.enabled.",
+        downside="Switched off, nothing about its queries is kept anywhere, and none is adapted.",
+    )
+    target_recall: float | None = option(
+        None,
+        "Recall that is to be kept on this table; left out: learning.target_recall.",
+        unit="share, above 0 to 1",
+        downside="As for learning.target_recall.",
+        gt=0.0,
+        le=1.0,
+    )
+    optimize_for: OptimizeFor | None = option(
+        None,
+        "What to prefer on this table; left out: learning.optimize_for.",
+        downside="As for learning.optimize_for.",
+    )
+    min_samples: int | None = option(
+        None,
+        "Measured queries needed on this table; left out: learning.min_samples.",
+        unit="queries",
+        downside="As for learning.min_samples.",
+        ge=1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """What holds for one table once the defaults are filled in."""
+
+    adaptive_search: bool
+    learning: bool
+    target_recall: float
+    optimize_for: OptimizeFor
+    min_samples: int
+
+
+class Log(Section):
+    """The log on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = option(
+        "info",
+        "Least serious kind of message that is shown.",
+        downside='"debug" writes several lines per connection.',
+    )
+    format: Literal["human", "json"] = option(
+        "human",
+        '"human" for reading, "json" for one JSON object per line.',
+        downside='"json" is hard to read without a tool.',
+    )
+
+
+class Limits(Section):
+    """How long to wait."""
+
+    connect_timeout: float = option(
+        10.0,
+        "Time for opening a connection to the server, before the client gets an error.",
+        unit="seconds",
+        downside=(
+            "Too short fails when the server is only busy; too long keeps the client waiting for an error."
+        ),
+        gt=0.0,
+    )
+    drain_timeout: float = option(
+        30.0,
+        "Time that open transactions get for ending when the proxy is stopped; idle connections are closed"
+        " at once.",
+        unit="seconds",
+        downside=(
+            "Too short cuts transactions off; a supervisor such as Kubernetes must wait a little longer "
+            "than this."
+        ),
+        ge=0.0,
+    )
+
+
+class Config(Section):
+    """The complete configuration; attributes are named as the sections of the file."""
+
+    listen: Listen = Listen()
+    upstream: Upstream = Upstream()
+    admin: Admin = Admin()
+    workers: Workers = Workers()
+    learner: Learner = Learner()
+    store: Store = Store()
+    learning: Learning = Learning()
+    limits: Limits = Limits()
+    log: Log = Log()
+    tables: dict[TableName, Table] = Field(default={}, description=Table.__doc__)
+
+    def table(self, name: str) -> TableOptions:
+        """Return what holds for a table; `name` is its resolved name, unquoted: ``public.items``."""
+        own = self.tables.get(name, _NO_OPTIONS)
+        common = self.learning
+        learning = common.enabled and own.learning is not False
+        return TableOptions(
+            adaptive_search=own.adaptive_search and learning,
+            learning=learning,
+            target_recall=common.target_recall if own.target_recall is None else own.target_recall,
+            optimize_for=common.optimize_for if own.optimize_for is None else own.optimize_for,
+            min_samples=common.min_samples if own.min_samples is None else own.min_samples,
+        )
+
+    def to_json(self) -> str:
+        """Return JSON for a child process's standard input.  It contains secrets: never log or store it."""
+        return self.model_dump_json(context={"secrets": True})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return what `to_json` was called on."""
+        return cls.model_validate_json(text)
+
+
+_NO_OPTIONS = Table()
+
+
+def host_port(host: str, port: int) -> str:
+    """Write an address as people do, IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

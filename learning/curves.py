@@ -1,0 +1,166 @@
+"""Recall curves and costs of arms, as numbers with their uncertainty.
+
+A *curve* is the recall of one query (or of a mean of queries) under every arm.  Within one ladder (arms
+that differ in effort only) more effort does not lose recall and does not get cheaper, and measurements that
+say otherwise are noise: curves and costs are made monotone.
+
+Rules
+-----
+- A query that got fewer rows than exist lost recall by that share, whatever the rows' distances say.
+- The exact arm has recall 1 by definition: ties are hits, and label noise must not make exact search look
+  lossy.
+- An arm that was not measured for a query gets what a *smaller* effort gave there (a lower bound), else the
+  mean of that arm, never more than a larger effort gave.  An arm that was never measured has infinite cost.
+- Old labels count less: each `min_samples` newer labels take off the share `learning_rate`, so that the
+  evidence is worth ``min_samples / learning_rate`` labels however long the product runs.
+- A mean is believed only up to a lower bound: its standard error comes from the sample's variance and from
+  a few pseudo-labels, because five perfect labels do not prove perfection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.dialects import effort_setting
+from learning.records import Arm, Label
+
+Floats = NDArray[np.float64]
+
+RECENT = 500
+"""Labels that an arm's cost is the median of: latencies age faster than recall."""
+
+_PRIOR_DEVIATION = 0.05  # of one query's recall at a useful effort, where the sample says nothing
+_PRIOR_COUNT = 5.0  # labels that this prior is worth
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Labels as arrays; rows are labels (oldest first), columns are arms."""
+
+    recall: Floats  # [n, arms], complete and monotone along each ladder
+    ms: Floats  # [n, arms], NaN where not measured
+    weight: Floats  # [n], in (0, 1]
+    uniform: NDArray[np.bool_]  # [n], drawn uniformly from the traffic
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def rows(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> Evidence:
+        """Return the chosen labels."""
+        return Evidence(self.recall[chosen], self.ms[chosen], self.weight[chosen], self.uniform[chosen])
+
+
+def ladders(arms: Sequence[Arm]) -> list[list[int]]:
+    """Return the indexes of the arms that form ladders, each in order of effort; arms without effort are left out."""
+    groups: dict[object, list[int]] = {}
+    for index, arm in enumerate(arms):
+        setting = effort_setting(arm)
+        if setting is not None:
+            rest = tuple(pair for pair in arm.settings if pair[0] != setting)
+            groups.setdefault((arm.kind, setting, rest), []).append(index)
+    return [sorted(group, key=lambda index: arms[index].effort) for group in groups.values()]
+
+
+def evidence(
+    labels: Sequence[Label], arms: Sequence[Arm], *, learning_rate: float = 0.0, min_samples: int = 100
+) -> Evidence:
+    """Return the labels as arrays, ordered by time, gaps filled as the module's rules say."""
+    ordered = sorted(labels, key=lambda label: label.timestamp)
+    recall = np.full((len(ordered), len(arms)), np.nan)
+    ms = np.full_like(recall, np.nan)
+    names = {arm.name: index for index, arm in enumerate(arms)}
+    for row, label in enumerate(ordered):
+        for name, result in label.results.items():
+            column = names.get(name)
+            if column is not None:
+                share = min(1.0, result.rows / label.found) if label.found and result.rows >= 0 else 1.0
+                recall[row, column] = min(result.recall, share) if label.found else 1.0
+                ms[row, column] = result.ms
+    age = np.arange(len(ordered))[::-1] / max(1, min_samples)
+    weight = (1.0 - min(learning_rate, 0.999)) ** age
+    exact = [index for index, arm in enumerate(arms) if arm.kind == "exact"]
+    recall[:, exact] = 1.0
+    uniform = np.array([label.uniform for label in ordered], dtype=bool)
+    return Evidence(_fill(recall, ladders(arms)), ms, weight, uniform)
+
+
+def _fill(recall: Floats, groups: Sequence[Sequence[int]]) -> Floats:
+    """Return `recall` without gaps, monotone along each ladder."""
+    filled = recall.copy()
+    known = np.isfinite(recall)
+    means = np.array(
+        [recall[known[:, a], a].mean() if known[:, a].any() else 0.0 for a in range(recall.shape[1])]
+    )
+    for group in groups:
+        part = np.where(known[:, group], recall[:, group], -1.0)
+        below = np.maximum.accumulate(part, axis=1)  # -1: no smaller effort was measured
+        above = np.where(known[:, group], recall[:, group], np.inf)
+        above = np.minimum.accumulate(above[:, ::-1], axis=1)[:, ::-1]
+        guess = np.minimum(means[group], above)
+        filled[:, group] = np.maximum.accumulate(np.where(below < 0.0, guess, below), axis=1)
+    return np.where(np.isfinite(filled), filled, means)
+
+
+def costs(ms: Floats, groups: Sequence[Sequence[int]]) -> Floats:
+    """Return each arm's cost: the median of its latest `RECENT` latencies, monotone along each ladder [arms].
+
+    Infinite where the arm was never measured.
+    """
+    result = np.full(ms.shape[1], np.inf)
+    counts = np.zeros(ms.shape[1])
+    for arm in range(ms.shape[1]):
+        measured = ms[np.isfinite(ms[:, arm]), arm][-RECENT:]
+        counts[arm] = len(measured)
+        if len(measured):
+            result[arm] = np.median(measured)
+    for group in groups:
+        seen = [arm for arm in group if counts[arm]]
+        result[seen] = isotonic(result[seen], counts[seen])
+    return result
+
+
+def isotonic(values: Floats, weights: Floats) -> Floats:
+    """Return the non-decreasing sequence nearest to `values` in weighted squares (pool adjacent violators)."""
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, length
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        blocks.append((value, weight, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (m1, w1, n1), (m2, w2, n2) = blocks[-2:]
+            blocks[-2:] = [((m1 * w1 + m2 * w2) / (w1 + w2), w1 + w2, n1 + n2)]
+    return np.repeat([mean for mean, _, _ in blocks], [length for _, _, length in blocks]).astype(np.float64)
+
+
+def mean_and_error(recall: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Return the weighted mean over labels and its standard error, along axis 0; shapes [arms] or scalars.
+
+    No labels: mean 0 and error 1.
+    """
+    total = weight.sum()
+    if total <= 0.0:
+        shape = recall.shape[1:]
+        return np.zeros(shape), np.ones(shape)
+    mean = np.tensordot(weight, recall, axes=1) / total
+    variance = np.tensordot(weight, (recall - mean) ** 2, axes=1) / total
+    count = total**2 / (weight**2).sum()  # Kish's effective sample size
+    variance = (variance * count + _PRIOR_DEVIATION**2 * _PRIOR_COUNT) / (count + _PRIOR_COUNT)
+    return mean, np.sqrt(variance / count)
+
+
+def cheapest(
+    recall: Floats, cost: Floats, target: float, allowed: NDArray[np.bool_], *, tolerance: float = 0.05
+) -> int | None:
+    """Return the cheapest allowed arm whose `recall` (a lower bound) reaches `target`, or None.
+
+    Costs are equal if they differ by less than the share `tolerance`, or by 20 microseconds: then the higher
+    recall wins, and then the earlier arm, which is the one that changes less.
+    """
+    good = np.flatnonzero(allowed & np.isfinite(cost) & (recall >= target))
+    if not len(good):
+        return None
+    least = cost[good].min()
+    near = good[cost[good] <= max((1.0 + tolerance) * least, least + 0.02)]
+    return int(near[np.argmax(recall[near])])

@@ -1,0 +1,240 @@
+"""What can be set for a vector search, extension by extension, and the arms worth measuring.
+
+An *arm* is one choice of settings.  Which settings exist depends on the extension, so they stand in one
+table, `DIALECTS`; nothing in it is believed until the live server's ``pg_settings`` has confirmed name and
+range (`available`).  pgvector is the dialect that is tested against a real server; the others are data.
+
+`ladder` builds the arms of a template:
+
+- "as is" comes first and sets nothing: what the user has is measured like everything else.
+- One ordered ladder per index: ``ef_search`` (HNSW) or ``probes`` (IVFFlat) in geometric steps.  Recall
+  grows with effort, and a step of about a quarter costs at most a quarter too much.  An HNSW scan returns
+  at most ``ef_search`` rows, so no rung lies below the largest k.
+- Filtered templates also get iterative scans, strict and relaxed: they go on until k rows pass the filter.
+- "exact" comes last: without index scans the planner is left with a bitmap or sequential scan and a sort.
+
+Plans and settings: the server may keep a *generic* plan for a prepared statement, and then a setting that
+should change the plan does nothing.  With a filter every arm can change the plan (HNSW's estimated cost
+grows with ``ef_search``), so every arm of a filtered template carries ``plan_cache_mode =
+force_custom_plan``, and the exact arm carries it always.
+
+Sources: pgvector README ("Query Options", "Iterative Index Scans"), and the manuals of ruvector-postgres,
+pgvectorscale, VectorChord, Azure pg_diskann, Lantern and AlloyDB ScaNN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from learning.records import Arm, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One server setting: numeric range (None for a choice of words), default, and what it does."""
+
+    name: str
+    minimum: float | None
+    maximum: float | None
+    default: str
+    words: tuple[str, ...]
+    effect: str
+
+
+def _number(name: str, minimum: float, maximum: float, default: float, effect: str) -> Setting:
+    return Setting(name, minimum, maximum, f"{default:g}", (), effect)
+
+
+def _words(name: str, words: tuple[str, ...], effect: str) -> Setting:
+    return Setting(name, None, None, words[0], words, effect)
+
+
+DIALECTS: Mapping[str, tuple[Setting, ...]] = {
+    "pgvector": (
+        _number("hnsw.ef_search", 1, 1000, 40, "candidates kept by an HNSW scan; also the most rows it returns"),
+        _words("hnsw.iterative_scan", ("off", "relaxed_order", "strict_order"), "go on until enough rows pass"),
+        _number("hnsw.max_scan_tuples", 1, 2**31 - 1, 20000, "where an iterative HNSW scan gives up"),
+        _number("hnsw.scan_mem_multiplier", 1, 1000, 1, "memory of an iterative scan, in multiples of work_mem"),
+        _number("ivfflat.probes", 1, 32768, 1, "lists that an IVFFlat scan reads"),
+        _words("ivfflat.iterative_scan", ("off", "relaxed_order"), "read more lists until enough rows pass"),
+        _number("ivfflat.max_probes", 1, 32768, 32768, "where an iterative IVFFlat scan gives up"),
+    ),
+    "ruvector": (
+        _number("ruvector.ef_search", 1, 1000, 40, "candidates kept by an HNSW scan"),
+        _number("ruvector.probes", 1, 10000, 1, "lists that an IVFFlat scan reads"),
+    ),
+    "pgvectorscale": (
+        _number("diskann.query_search_list_size", 1, 10000, 100, "candidates kept by the graph search"),
+        _number("diskann.query_rescore", 0, 1000, 50, "rows whose exact distance is computed"),
+    ),
+    "vectorchord": (
+        Setting("vchordrq.probes", None, None, "", (), "lists read per level, a comma-separated list"),
+        _number("vchordrq.epsilon", 0, 4, 1.9, "safety margin of the quantised distances"),
+        _number("vchordg.ef_search", 1, 65535, 64, "candidates kept by the graph search"),
+    ),
+    "pg_diskann": (
+        _number("diskann.l_value_is", 1, 10000, 100, "candidates kept by the graph search"),
+        _words("diskann.iterative_search", ("off", "relaxed_order", "strict_order"), "go on until enough rows pass"),
+    ),
+    "lantern": (
+        _number("lantern_hnsw.ef", 1, 400, 64, "candidates kept by an HNSW scan"),
+        _number("lantern_hnsw.init_k", 1, 1000, 10, "rows fetched in the first batch"),
+    ),
+    "scann": (
+        _number("scann.num_leaves_to_search", 1, 2**31 - 1, 1, "leaves read"),
+        _number("scann.pre_reordering_num_neighbors", -1, 2**31 - 1, -1, "candidates whose exact distance is computed"),
+    ),
+}  # fmt: skip
+
+_EFFORT: Mapping[str, tuple[str, str]] = {
+    # access method -> (the setting that is its effort, kind of arm)
+    "hnsw": ("hnsw.ef_search", "hnsw"),
+    "ivfflat": ("ivfflat.probes", "ivfflat"),
+    "ruhnsw": ("ruvector.ef_search", "hnsw"),
+    "ruivfflat": ("ruvector.probes", "ivfflat"),
+}
+
+AS_IS = Arm("as is", (), "as-is")
+"""The user's own settings."""
+
+_CUSTOM_PLAN: Settings = (("plan_cache_mode", "force_custom_plan"),)
+_EF_RUNGS = (10, 14, 20, 28, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 512, 640, 800, 1000)
+_ITERATIVE_EF = (40, 100, 200)
+_FILTERED_EF = (40, 100, 200, 400, 800)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """A valid vector index on the ordered column whose operator class serves the query's operator."""
+
+    name: str
+    method: str  # access method: "hnsw" | "ivfflat" | ...
+    opclass_operator: str = ""
+    definition: str = ""
+    lists: int | None = None  # IVFFlat only
+    m: int | None = None  # HNSW only
+    ef_construction: int | None = None  # HNSW only
+
+
+def ladder(
+    indexes: Sequence[IndexInfo],
+    *,
+    filtered: bool,
+    max_k: int,
+    available: Mapping[str, tuple[float, float]] | None = None,
+) -> tuple[Arm, ...]:
+    """Return the arms worth measuring, "as is" first and "exact" last.
+
+    Parameters
+    ----------
+    indexes
+        The vector indexes that can serve the query.  Without one only "as is" and "exact" remain.
+    filtered
+        The template has filter slots.
+    max_k
+        The largest LIMIT + OFFSET seen: no HNSW rung lies below it.
+    available
+        Live ``pg_settings``: name -> (min, max).  Arms that need an absent setting are left out and rungs
+        outside a range are dropped.  A setting that takes words may carry any range.  None: pgvector's
+        documented ranges.
+    """
+    arms = [AS_IS]
+    for method in sorted({index.method for index in indexes}):
+        of_method = [index for index in indexes if index.method == method]
+        arms += _index_arms(of_method, method, filtered, max_k, available)
+    arms.append(Arm("exact", (*_CUSTOM_PLAN, ("enable_indexscan", "off")), "exact"))
+    return tuple(arms)
+
+
+def effort_setting(arm: Arm) -> str | None:
+    """Return the name of the setting that carries the arm's effort, or None."""
+    names = {name for name, _ in _EFFORT.values()}
+    return next((name for name, _ in arm.settings if name in names), None)
+
+
+def _index_arms(
+    indexes: Sequence[IndexInfo],
+    method: str,
+    filtered: bool,
+    max_k: int,
+    available: Mapping[str, tuple[float, float]] | None,
+) -> list[Arm]:
+    if method not in _EFFORT:
+        return []
+    setting, kind = _EFFORT[method]
+    low, high = _range(setting, available)
+    if kind == "hnsw":
+        rungs = _ef_rungs(max_k, filtered)
+    else:
+        lists = max((index.lists for index in indexes if index.lists), default=None)
+        rungs = _probe_rungs(lists)
+    rungs = [rung for rung in rungs if low <= rung <= high]
+    prefix = "ef" if kind == "hnsw" else "probes"
+    plan = _CUSTOM_PLAN if filtered else ()
+    arms = [Arm(f"{prefix}={rung}", (*plan, (setting, str(rung))), kind, rung) for rung in rungs]
+    if filtered:
+        arms += _iterative_arms(setting, kind, prefix, rungs, max_k, available)
+    return arms
+
+
+def _iterative_arms(
+    setting: str,
+    kind: str,
+    prefix: str,
+    rungs: Sequence[int],
+    max_k: int,
+    available: Mapping[str, tuple[float, float]] | None,
+) -> list[Arm]:
+    mode_setting = setting.partition(".")[0] + ".iterative_scan"
+    if _range(mode_setting, available) == _ABSENT or not rungs:
+        return []
+    modes = ("strict", "relaxed") if kind == "hnsw" else ("relaxed",)
+    if kind == "hnsw":
+        wanted = [ef for ef in _ITERATIVE_EF if ef >= max_k] or [rungs[-1]]
+    else:
+        wanted = [rungs[0], rungs[len(rungs) // 2]]
+    efforts = sorted({rung for rung in wanted if rung in rungs} or {rungs[-1]})
+    return [
+        Arm(
+            f"{mode} {prefix}={effort}",
+            (*_CUSTOM_PLAN, (mode_setting, f"{mode}_order"), (setting, str(effort))),
+            kind,
+            effort,
+        )
+        for mode in modes
+        for effort in efforts
+    ]
+
+
+_ABSENT = (math.inf, -math.inf)
+
+
+def _range(setting: str, available: Mapping[str, tuple[float, float]] | None) -> tuple[float, float]:
+    """Return the live range of a setting, the documented one if `available` is None, `_ABSENT` if it is missing."""
+    if available is not None:
+        return available.get(setting, _ABSENT)
+    for dialect in DIALECTS.values():
+        for known in dialect:
+            if known.name == setting:
+                low = -math.inf if known.minimum is None else known.minimum
+                high = math.inf if known.maximum is None else known.maximum
+                return low, high
+    return _ABSENT
+
+
+def _ef_rungs(max_k: int, filtered: bool) -> list[int]:
+    """Return increasing ef_search values; the first is max_k itself where that lies between two rungs."""
+    rungs = _FILTERED_EF if filtered else _EF_RUNGS
+    kept = [ef for ef in rungs if ef >= max_k]
+    if kept and not filtered and kept[0] > 1.1 * max_k and max_k >= rungs[0]:
+        kept.insert(0, max_k)
+    return kept
+
+
+def _probe_rungs(lists: int | None) -> list[int]:
+    """Return increasing probes values in half-octave steps up to all lists (1,024 where their number is unknown)."""
+    top = lists if lists else 1024
+    steps = {min(top, round(2 ** (half / 2))) for half in range(2 * max(1, math.ceil(math.log2(top))) + 1)}
+    return sorted(steps)

@@ -1,0 +1,328 @@
+"""From labels to a policy: what the evidence supports, and no more.
+
+`distill` is a pure function of its arguments (the clock is in the labels, randomness is seeded).  For a
+template it walks up the steps of trust, each taken only on evidence:
+
+1. OBSERVE  too few labels: queries run as they came.
+2. STATIC   unfiltered: one arm per k, the cheapest whose lower-bounded recall keeps the target.
+3. QUERY    unfiltered, with enough labels of one k: an arm per query vector, where that is cheaper on
+held-out labels.
+  CONTEXT  filtered: an arm per (k, filter values), per class of selectivity, and a cautious one for the
+  rest.
+
+"As is" (the user's own settings) is an arm like the others: it is kept wherever nothing keeps the target
+for less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learning import calibration, density
+from learning.calibration import Goal, Queries
+from learning.contexts import Limits, bucket, judge, judge_filtered
+from learning.curves import Evidence, costs, evidence, ladders
+from learning.density import Sketch, SketchData
+from learning.records import Arm, ContextPolicy, Label, QueryPolicy, Template, TemplatePolicy, Trust
+
+OptimizeFor = Literal["recall", "balanced", "latency"]
+
+CERTAINTY: Mapping[OptimizeFor, float] = {"recall": 2.0, "balanced": 1.0, "latency": 0.0}
+"""How many standard errors the estimated recall must lie above the target.
+
+``recall``: about 98 % sure that the target is kept.  ``balanced``: about 84 %, the rest misses it by a hair.
+``latency``: the estimate itself keeps the target, so the truth lies as often below as above.
+"""
+
+MIN_STATIC = 20
+"""Labels of one k with which a static arm is chosen."""
+
+_EUCLIDEAN = "<->"
+_DENSE = frozenset({"<->", "<=>", "<#>"})  # operators whose distances a sketch can compute
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is aimed at.
+
+    Attributes
+    ----------
+    target_recall
+        In (0, 1].
+    optimize_for
+        How sure the target is to be kept: see `CERTAINTY`.
+    learning_rate
+        Share of a label's weight lost per `min_samples` newer labels; larger forgets faster.
+    min_samples
+        Labels of one k before queries are told apart by their vectors.
+    max_patterns
+        Bound of the ReasoningBank; the newest labels are kept.
+    seed
+        Of everything random.
+    contract
+        "mean": unfiltered traffic keeps the target on average.  "strict": its easy, middle and hard third
+        each do. Filtered contexts are always held one by one.
+    max_exact_ms
+        Exact search is not chosen where it costs more.
+    lookup_ms
+        What choosing per query costs in the proxy: it must be earned back.
+    """
+
+    target_recall: float = 0.98
+    optimize_for: OptimizeFor = "balanced"
+    learning_rate: float = 0.01
+    min_samples: int = 100
+    max_patterns: int = 1000
+    seed: int = 0
+    contract: Literal["mean", "strict"] = "mean"
+    max_exact_ms: float = 100.0
+    lookup_ms: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What the server's statistics say about the table of a template.
+
+    Attributes
+    ----------
+    table
+        Resolved name, "public.items".
+    value_types
+        Type OID by slot.
+    filter_slots
+        Slots whose values make the context; empty: unfiltered.
+    selectivity
+        Canonical filter values joined with ``"\\x1f"`` (one value: the value itself) -> share of the rows.
+    rare_selectivity
+        Share of a value that is not among them; 0 where it is not known.
+    rows
+        Estimated rows of the table.
+    sketch
+        A uniform sample of the column's vectors, float32 [n, dimensions], about 10,000 rows in any order,
+        without NULLs; None where it was not fetched (filtered templates do not use it).  Pass the *same
+        array* until it is fetched anew: its index is kept between calls.
+    """
+
+    table: str
+    value_types: tuple[int, ...]
+    filter_slots: tuple[int, ...]
+    selectivity: Mapping[str, float] = field(default_factory=dict)
+    rare_selectivity: float = 0.0
+    rows: float = 0.0
+    sketch: NDArray[np.float32] | None = None
+
+
+def distill(
+    template: Template,
+    facts: TableFacts,
+    arms: Sequence[Arm],
+    labels: Sequence[Label],
+    traffic: Mapping[str, int],
+    options: Options,
+) -> TemplatePolicy:
+    """Return the policy that the labels support.
+
+    Parameters
+    ----------
+    template, facts
+        The query and its table.
+    arms
+        "as is" first; labels of arms that are not among them are ignored.
+    labels
+        Of this template, in any order.
+    traffic
+        Context key -> recent queries: decides which k is worth a per-query policy.  Contexts may be missing.
+    options
+        The aim.
+
+    Raises
+    ------
+    ValueError
+        No arms were given.
+    """
+    if not arms:
+        raise ValueError("a policy needs at least the arm 'as is'")
+    if facts.filter_slots:
+        return _filtered(template, facts, arms, labels, options)
+    return _unfiltered(template, facts, arms, labels, traffic, options)
+
+
+def _filtered(
+    template: Template, facts: TableFacts, arms: Sequence[Arm], labels: Sequence[Label], options: Options
+) -> TemplatePolicy:
+    if not labels:
+        return _observe(template, facts, arms, options, "no labels yet")
+    ordered = sorted(labels, key=lambda label: label.timestamp)
+    # Contexts get few labels each and are asked at different rates: ageing by position would forget the
+    # rare ones.
+    known = evidence(ordered, arms)
+    keys = [label.context for label in ordered]
+    shares = {key: _share(key, facts) for key in keys}
+    limits = Limits(
+        options.target_recall, CERTAINTY[options.optimize_for], options.max_exact_ms, filtered=True
+    )
+    judged = judge_filtered(known, keys, shares, arms, limits)
+    if not judged.contexts and not judged.buckets:
+        return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
+    ks = [label.k for label in ordered]
+    return TemplatePolicy(
+        template=template.key,
+        table=facts.table,
+        trust=Trust.CONTEXT,
+        reason=(
+            f"{len(judged.contexts)} filter contexts judged by {len(labels)} labels, "
+            f"{judged.reached} keep recall {options.target_recall:g}"
+        ),
+        target_recall=options.target_recall,
+        arms=tuple(arms),
+        value_types=facts.value_types,
+        filter_slots=facts.filter_slots,
+        fallback=judged.fallback,
+        contexts=judged.contexts,
+        selectivity=dict(facts.selectivity),
+        rare_selectivity=facts.rare_selectivity,
+        buckets=judged.buckets,
+        min_k=min(ks),
+        max_k=max(ks),
+    )
+
+
+def _share(context: str, facts: TableFacts) -> float | None:
+    """Return the estimated share of rows that the values of a context key keep."""
+    _, _, values = context.partition("\x1f")
+    share = facts.selectivity.get(values, facts.rare_selectivity)
+    return share if bucket(share) is not None else None
+
+
+def _unfiltered(
+    template: Template,
+    facts: TableFacts,
+    arms: Sequence[Arm],
+    labels: Sequence[Label],
+    traffic: Mapping[str, int],
+    options: Options,
+) -> TemplatePolicy:
+    by_k: dict[int, list[Label]] = {}
+    for label in labels:
+        by_k.setdefault(label.k, []).append(label)
+    enough = {k: own for k, own in by_k.items() if len(own) >= MIN_STATIC}
+    if not enough:
+        return _observe(template, facts, arms, options, f"{len(labels)} labels of {MIN_STATIC} for one k")
+    counts = Counter({k: traffic.get(str(k), len(own)) for k, own in enough.items()})
+    main = max(enough, key=lambda k: (counts[k], k))
+    limits = Limits(options.target_recall, CERTAINTY[options.optimize_for], options.max_exact_ms)
+    contexts: dict[str, ContextPolicy] = {}
+    for k, own in enough.items():
+        judged = judge(_evidence(own, arms, options), arms, limits)
+        contexts[str(k)] = judged.policy
+        if k == main:
+            static = judged
+    name = arms[static.policy.arm].name
+    reason = f"k={main}: {name} for every query, {static.cost:.2f} ms at recall {static.policy.expected_recall:.3f}"
+    if not static.reached:
+        reason += f"; no arm is sure to keep {options.target_recall:g}"
+    query, safe, why = _query_policy(template, facts, arms, enough[main], options)
+    return TemplatePolicy(
+        template=template.key,
+        table=facts.table,
+        trust=Trust.STATIC if query is None else Trust.QUERY,
+        reason=f"{reason}; {why}",
+        target_recall=options.target_recall,
+        arms=tuple(arms),
+        value_types=facts.value_types,
+        filter_slots=(),
+        fallback=static.policy.arm if query is None else safe,
+        contexts=contexts,
+        query=query,
+        min_k=min(enough),
+        max_k=max(enough),
+    )
+
+
+def _evidence(labels: Sequence[Label], arms: Sequence[Arm], options: Options) -> Evidence:
+    return evidence(labels, arms, learning_rate=options.learning_rate, min_samples=options.min_samples)
+
+
+def _query_policy(
+    template: Template, facts: TableFacts, arms: Sequence[Arm], labels: Sequence[Label], options: Options
+) -> tuple[QueryPolicy | None, int, str]:
+    """Return the per-query policy (or None), the safe arm, and the reason."""
+    ordered = sorted(labels, key=lambda label: label.timestamp)[-calibration.MAX_TRAINING :]
+    lengths = Counter(len(label.vector) for label in ordered if label.vector)
+    length = lengths.most_common(1)[0][0] if lengths else 0
+    seen = [label for label in ordered if label.vector and len(label.vector) == length]
+    if len(seen) < max(options.min_samples, 2 * calibration.FOLDS):
+        return None, 0, f"{len(seen)} vectors of the {options.min_samples} needed to tell queries apart"
+    vectors = np.frombuffer(b"".join(label.vector or b"" for label in seen), dtype="<f4").reshape(
+        len(seen), -1
+    )
+    known = _evidence(seen, arms, options)
+    cost = costs(known.ms, ladders(arms))
+    cost[[i for i, arm in enumerate(arms) if arm.kind == "exact" and cost[i] > options.max_exact_ms]] = np.inf
+    if sum(np.isfinite(cost[i]) for i, arm in enumerate(arms) if arm.effort) < 2:
+        return None, 0, "too few arms to choose from"
+    euclidean = template.operator == _EUCLIDEAN
+    sketch, index = _sketch(template, facts, vectors.shape[1], euclidean)
+    queries = Queries(vectors, known, seen[0].k, euclidean, sketch)
+    goal = Goal(
+        options.target_recall,
+        CERTAINTY[options.optimize_for],
+        options.contract == "strict",
+        options.lookup_ms,
+        options.max_patterns,
+        options.seed,
+    )
+    outcome = calibration.learn(queries, arms, cost, goal, index)
+    return outcome.policy, outcome.safe_arm, outcome.reason
+
+
+def _sketch(
+    template: Template, facts: TableFacts, dimensions: int, euclidean: bool
+) -> tuple[SketchData | None, Sketch | None]:
+    rows = facts.sketch
+    if rows is None or rows.ndim != 2 or rows.shape[1] != dimensions or template.operator not in _DENSE:
+        return None, None
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    return _prepared(_Rows(hashlib.blake2b(rows.data, digest_size=16).digest(), rows), euclidean)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Sampled rows, the same if their bytes are."""
+
+    digest: bytes
+    rows: NDArray[np.float32] = field(compare=False)
+
+
+@lru_cache(maxsize=16)
+def _prepared(rows: _Rows, euclidean: bool) -> tuple[SketchData | None, Sketch | None]:
+    """Return a sketch and its index: building them takes a second or two, and a sketch seldom changes."""
+    data = density.prepare(rows.rows, euclidean=euclidean)
+    return (data, Sketch(data)) if data is not None else (None, None)
+
+
+def _observe(
+    template: Template, facts: TableFacts, arms: Sequence[Arm], options: Options, reason: str
+) -> TemplatePolicy:
+    return TemplatePolicy(
+        template=template.key,
+        table=facts.table,
+        trust=Trust.OBSERVE,
+        reason=reason,
+        target_recall=options.target_recall,
+        arms=tuple(arms),
+        value_types=facts.value_types,
+        filter_slots=facts.filter_slots,
+        fallback=0,
+        contexts={},
+        selectivity=dict(facts.selectivity),
+        rare_selectivity=facts.rare_selectivity,
+    )

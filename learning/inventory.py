@@ -1,0 +1,373 @@
+"""Confirmation: what the server says about a template before any of its queries is touched.
+
+The SQL text tells what a query looks like; only the server knows what it means.  On a side connection, under
+the template's own search_path and its role's settings, `confirm` finds out
+
+- which relation is searched, and that it is an ordinary table or a materialized view;
+- that no row-level security applies to anything that the plan reads, and no volatile function is called;
+- which valid vector indexes on the column serve the query's operator;
+- the types of the parameters, and the table's statistics on the filtered column;
+- which arms do what they are meant to do, by EXPLAIN: an index arm uses an index of its method, the exact arm
+  none.
+
+The answer is `Confirmed` or `Rejected`; a rejection carries its reason in words, for people to read.  With a
+filter the plan depends on the value, and an index arm whose plan uses no vector index at all is still a fair
+arm (the planner found something exact); without a filter it would be an exact search under a false name, and
+is dropped.
+
+Catalogs: PostgreSQL documentation, chapter "System Catalogs" (pg_index, pg_opclass, pg_amop, pg_proc,
+pg_class, pg_db_role_setting).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import asyncpg
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.binding import BindingError, Bound, ParameterType, parameter_types
+from learning.dialects import IndexInfo, ladder
+from learning.distillation import TableFacts
+from learning.plans import Plan
+from learning.probe import apply, snapshot
+from learning.records import Arm, Settings, SlotRole, Template, Trajectory
+from learning.tablestats import selectivity
+from learning.upstream import DISCONNECTED, TRANSIENT, Session
+
+VECTOR_METHODS = (
+    "hnsw", "ivfflat", "diskann", "ruhnsw", "ruivfflat", "vchordrq", "vchordg", "lantern_hnsw", "scann",
+)  # fmt: skip
+
+_KINDS = {"v": "a view", "p": "a partitioned table", "f": "a foreign table", "S": "a sequence", "c": "a type"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The template is left alone."""
+
+    reason: str
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The template may be measured."""
+
+    facts: TableFacts
+    indexes: tuple[IndexInfo, ...]
+    arms: tuple[Arm, ...]
+    types: tuple[ParameterType, ...]  # of the probe's parameters
+    settings: Settings  # of the application's session: its role's settings, then the search_path
+    relation: int  # OID
+
+    def with_sketch(self, sketch: NDArray[np.float32] | None) -> Confirmed:
+        """Return the same with a sample of the table's vectors."""
+        return replace(self, facts=replace(self.facts, sketch=sketch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Relation:
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    rows: float
+    inherited: bool
+    column: int
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class _RejectError(Exception):
+    """Carries a reason out of the depths of `confirm`."""
+
+
+async def confirm(
+    session: Session, template: Template, sample: Trajectory, *, max_k: int
+) -> Confirmed | Rejected:
+    """Ask the server about a template.
+
+    Parameters
+    ----------
+    sample
+        A recent query of the template; EXPLAIN gets its values.
+    max_k
+        The largest LIMIT + OFFSET for which the arms are to be fit.
+
+    Raises
+    ------
+    asyncpg.PostgresError, OSError
+        Only errors that may be gone in a moment: a lost connection, a lock, a timeout.
+    """
+    table = ""
+    try:
+        settings = await application_settings(session, template)
+        async with snapshot(session, settings):
+            relation = await _relation(session, template)
+            table = relation.qualified
+            await _reject_volatile(session, template)
+            statement = await session.connection.prepare(template.probe_sql)
+            types = parameter_types(statement)
+            await session.binder.declare(types)
+            arguments = await session.binder.bind(template, types, sample)
+            plan = await explain(session, template, arguments)  # also makes the server load the extension
+            await _reject_protected(session, plan, relation)
+            indexes = await _indexes(session, template, relation)
+            arms = await _arms(session, template, relation.schema, indexes, max_k, arguments)
+            facts = await _facts(session, template, relation, types)
+    except (*DISCONNECTED, *TRANSIENT):
+        raise
+    except (_RejectError, BindingError) as error:
+        return Rejected(str(error), table)
+    except asyncpg.PostgresError as error:
+        return Rejected(f"the learner's role cannot measure it: {error}", table)
+    return Confirmed(facts, tuple(indexes), arms, types, settings, relation.oid)
+
+
+async def explain(session: Session, template: Template, arguments: Sequence[Bound]) -> Plan:
+    """Return the plan of the template's probe for these arguments under the settings in force."""
+    row = await session.connection.fetchrow(
+        "EXPLAIN (FORMAT JSON, VERBOSE) " + template.probe_sql, *arguments
+    )
+    return Plan.parse(json.loads(row[0]))
+
+
+async def application_settings(session: Session, template: Template) -> Settings:
+    """Return the planner's settings of the application's role (ALTER ROLE, ALTER DATABASE) and search_path.
+
+    The side connection has another role; without this "as is" would be measured under the wrong settings.
+    """
+    rows = await session.catalog(_ROLE_SETTINGS, template.user)
+    own = dict(row["setting"].split("=", 1) for row in rows)  # the most specific comes last and wins
+    known = await session.catalog(_PLANNER_SETTINGS, list(own))
+    settings = {row["name"]: own[row["name"]] for row in known}
+    path = template.search_path if template.search_path is not None else own.get("search_path")
+    if path is not None:
+        settings["search_path"] = expand_user(path, template.user)
+    return tuple(settings.items())
+
+
+def expand_user(search_path: str, user: str) -> str:
+    """Replace ``"$user"`` in a search_path by the application's role, quoted."""
+    quoted = '"' + user.replace('"', '""') + '"'
+    elements = re.findall(r'"(?:[^"]|"")*"|[^,\s]+', search_path)
+    return ", ".join(quoted if element in ('"$user"', "$user") else element for element in elements)
+
+
+async def _relation(session: Session, template: Template) -> _Relation:
+    rows = await session.catalog(_RELATION, template.relation, template.column)
+    if not rows:
+        raise _RejectError(f"the relation {template.relation} does not exist on its search_path")
+    relation = _Relation(**rows[0])
+    if relation.kind not in ("r", "m"):
+        raise _RejectError(
+            f"{relation.qualified} is {_KINDS.get(relation.kind, 'no table')}: not adapted yet"
+        )
+    if relation.inherited:
+        raise _RejectError(f"{relation.qualified} has child tables: not adapted yet")
+    if not relation.column:
+        raise _RejectError(f"{relation.qualified} has no column {template.column}")
+    return relation
+
+
+async def _reject_volatile(session: Session, template: Template) -> None:
+    names = [name.rpartition(".")[2].strip('"') for name in template.functions]
+    volatile = await session.catalog(_VOLATILE, names)
+    if volatile:
+        raise _RejectError(
+            f"the function {volatile[0]['name']} is volatile: a second run of the query might have effects"
+        )
+
+
+async def _reject_protected(session: Session, plan: Plan, relation: _Relation) -> None:
+    if plan.foreign:
+        raise _RejectError("it reads a foreign table: not adapted yet")
+    read = sorted(plan.relations | {(relation.schema, relation.name)})
+    protected = await session.catalog(_PROTECTED, [s for s, _ in read], [n for _, n in read])
+    if protected:
+        name = protected[0]["name"]
+        raise _RejectError(
+            f"row-level security is enabled on {name}: the learner cannot see what the application sees"
+        )
+
+
+async def _indexes(session: Session, template: Template, relation: _Relation) -> list[IndexInfo]:
+    rows = await session.catalog(_INDEXES, str(relation.oid), str(relation.column), list(VECTOR_METHODS))
+    if not rows:
+        raise _RejectError(f"there is no vector index on {relation.qualified} ({template.column})")
+    if not any(row["valid"] for row in rows):
+        raise _RejectError(f"the vector index on {relation.qualified} ({template.column}) is not valid yet")
+    found = [_index(row) for row in rows if row["valid"] and template.operator in row["operators"]]
+    if not found:
+        offered = ", ".join(sorted({name for row in rows for name in row["operators"]}))
+        raise _RejectError(
+            f"no vector index on {relation.qualified} ({template.column}) serves {template.operator}; "
+            f"those there serve {offered}"
+        )
+    return found
+
+
+def _index(row: Mapping[str, Any]) -> IndexInfo:
+    options = dict(option.split("=", 1) for option in row["options"])
+    numbers = {name: int(options[name]) for name in ("lists", "m", "ef_construction") if name in options}
+    return IndexInfo(
+        name=row["name"],
+        method=row["method"],
+        opclass_operator=", ".join(row["operators"]),
+        definition=row["definition"],
+        lists=numbers.get("lists", 100 if row["method"] == "ivfflat" else None),  # pgvector's default
+        m=numbers.get("m"),
+        ef_construction=numbers.get("ef_construction"),
+    )
+
+
+async def _arms(
+    session: Session,
+    template: Template,
+    schema: str,
+    indexes: Sequence[IndexInfo],
+    max_k: int,
+    arguments: Sequence[Bound],
+) -> tuple[Arm, ...]:
+    """Return the arms that come out as intended for these arguments."""
+    ranges = await session.catalog(_RANGES)
+    available = {r["name"]: (_bound(r["min_val"], -math.inf), _bound(r["max_val"], math.inf)) for r in ranges}
+    filtered = any(slot.role is SlotRole.FILTER for slot in template.slots)
+    rows = await session.catalog(_VECTOR_INDEXES, list(VECTOR_METHODS))
+    methods = {(row["schema"], row["name"]): row["method"] for row in rows}
+    mine = {(schema, index.name) for index in indexes}
+    arms = []
+    for arm in ladder(indexes, filtered=filtered, max_k=max_k, available=available):
+        used = await _vector_indexes_used(session, template, arguments, arm.settings, methods)
+        if _as_intended(arm, mine, used, methods, filtered=filtered):
+            arms.append(arm)
+    if not any(arm.kind == "exact" for arm in arms):
+        raise _RejectError(
+            "the exact search cannot be had: the plan uses a vector index even with enable_indexscan = off"
+        )
+    if len(arms) <= 2:
+        raise _RejectError("the plan does not use the vector index under any setting")
+    return tuple(arms)
+
+
+async def _vector_indexes_used(
+    session: Session,
+    template: Template,
+    arguments: Sequence[Bound],
+    settings: Settings,
+    methods: Mapping[tuple[str, str], str],
+) -> set[tuple[str, str]]:
+    """Return the vector indexes that the plan under `settings` scans; the settings are gone afterwards."""
+    savepoint = session.connection.transaction()
+    await savepoint.start()
+    await apply(session, settings)
+    plan = await explain(session, template, arguments)
+    await savepoint.rollback()
+    return {index for index in plan.indexes if index in methods}
+
+
+def _as_intended(
+    arm: Arm,
+    mine: set[tuple[str, str]],
+    used: set[tuple[str, str]],
+    methods: Mapping[tuple[str, str], str],
+    *,
+    filtered: bool,
+) -> bool:
+    """Tell whether a plan is what its arm is called; see the module's docstring."""
+    if arm.kind == "as-is":
+        return True
+    if arm.kind == "exact":
+        return not used
+    if not used:
+        return filtered
+    return used <= mine and all(arm.kind in methods[index] for index in used)
+
+
+def _bound(text: str | None, missing: float) -> float:
+    try:
+        return float(text) if text is not None else missing
+    except ValueError:
+        return missing
+
+
+async def _facts(
+    session: Session, template: Template, relation: _Relation, types: Sequence[ParameterType]
+) -> TableFacts:
+    by_slot = dict(zip(template.probe_slots, types, strict=True))
+    value_types = tuple(by_slot[i].oid if i in by_slot else 0 for i in range(len(template.slots)))
+    filters = [i for i, slot in enumerate(template.slots) if slot.role is SlotRole.FILTER and i in by_slot]
+    equal = [i for i in filters if template.slots[i].operator == "="]
+    chosen = tuple(equal or filters)  # ranges make contexts only where there is nothing better
+    shares: Mapping[str, float] = {}
+    rare = 0.0
+    column = template.slots[chosen[0]].column if len(chosen) == 1 and equal else None
+    if column is not None:
+        shares, rare = await selectivity(
+            session, relation.schema, relation.name, column, value_types[chosen[0]]
+        )
+    return TableFacts(
+        table=relation.qualified,
+        value_types=value_types,
+        filter_slots=chosen,
+        selectivity=shares,
+        rare_selectivity=rare,
+        rows=max(0.0, relation.rows),
+    )
+
+
+_ROLE_SETTINGS = """
+SELECT unnest(s.setconfig) AS setting FROM pg_db_role_setting s
+WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+  AND s.setrole IN (0, coalesce((SELECT oid FROM pg_roles WHERE rolname = $1::text), 0))
+ORDER BY s.setrole <> 0, s.setdatabase <> 0
+"""
+_PLANNER_SETTINGS = """
+SELECT n AS name FROM unnest($1::text[]) AS n LEFT JOIN pg_settings s ON s.name = n
+WHERE s.category LIKE 'Query Tuning%' OR n IN ('work_mem', 'hash_mem_multiplier')
+   OR n ~ '^(hnsw|ivfflat|ruvector|diskann|vchordrq|vchordg|lantern_hnsw|scann)\\.'
+"""
+_RELATION = """
+SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, c.reltuples AS rows,
+       c.relhassubclass AS inherited, coalesce(a.attnum, 0) AS "column"
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2::text AND a.attnum > 0 AND NOT
+a.attisdropped WHERE c.oid = to_regclass($1::text)
+"""
+_VOLATILE = (
+    "SELECT proname AS name FROM pg_proc WHERE proname = ANY ($1::text[]) AND provolatile = 'v' LIMIT 1"
+)
+_PROTECTED = """
+SELECT n.nspname || '.' || c.relname AS name FROM unnest($1::text[], $2::text[]) AS r(s, t)
+JOIN pg_namespace n ON n.nspname = r.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.t
+WHERE c.relrowsecurity LIMIT 1
+"""
+_INDEXES = """
+SELECT c.relname AS name, m.amname AS method, i.indisvalid AND i.indisready AS valid,
+       coalesce(c.reloptions, '{}') AS options, pg_get_indexdef(c.oid) AS definition,
+       ARRAY(SELECT DISTINCT p.oprname FROM pg_opclass k JOIN pg_amop o ON o.amopfamily = k.opcfamily
+             JOIN pg_operator p ON p.oid = o.amopopr
+             WHERE k.oid = i.indclass[0] AND o.amoppurpose = 'o' ORDER BY 1) AS operators
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+WHERE i.indrelid = $1::text::oid AND m.amname = ANY ($3::text[])
+  AND (i.indkey[0] = $2::text::int2 OR i.indkey[0] = 0 AND EXISTS (
+       SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::text::oid
+         AND d.refobjsubid = $2::text::int4))
+ORDER BY 1
+"""
+_VECTOR_INDEXES = """
+SELECT n.nspname AS schema, c.relname AS name, m.amname AS method FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am m ON m.oid = c.relam
+WHERE c.relkind = 'i' AND m.amname = ANY ($1::text[])
+"""
+_RANGES = "SELECT name, min_val, max_val FROM pg_settings WHERE strpos(name, '.') > 0"

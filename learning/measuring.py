@@ -1,0 +1,314 @@
+"""One measurement at a time: ask the server about templates, choose a query, label it, as the budget allows.
+
+The order of work: templates that the server has to be asked about, samples of tables, then queries, audits
+and targeted ones in turn.  Trouble with one template stays with that template; a server that cannot be
+reached stops everything here and changes no policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+import numpy as np
+
+from config.schema import Config
+from learning.audit import Audit
+from learning.binding import BindingError
+from learning.budget import Pace, TokenBucket
+from learning.inventory import Confirmed, confirm
+from learning.metrics import LearnerMetrics
+from learning.policy import OFF_BY_CONFIGURATION
+from learning.probe import measure, snapshot
+from learning.records import Arm, Label, Trajectory
+from learning.registry import Phase, Registry, TemplateState
+from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, draw, neediest
+from learning.store import Store, StoredTemplate
+from learning.tablestats import sketch
+from learning.upstream import UnavailableError, Upstream
+
+log = logging.getLogger(__name__)
+
+_IDLE = 0.1  # seconds between looks for work where there is none
+_SESSIONS_EVERY = 2.0
+_SKETCH_AFTER = 50  # labels: a template that lives long enough to be worth a sample of its table
+_GIVE_UP_AFTER = 3  # failed measurements in a row, before the server is asked about the template again
+
+_Chosen = tuple[TemplateState, Trajectory, bool]  # the query to measure, and whether it is an audit
+
+
+class News:
+    """What was learned since it was last written to the disk."""
+
+    def __init__(self) -> None:
+        self.templates: dict[str, StoredTemplate] = {}
+        self.labels: list[Label] = []
+        self.trajectories: list[Trajectory] = []
+
+    def forget(self, template: str) -> None:
+        """Drop what is known of a template."""
+        self.templates.pop(template, None)
+        self.labels = [label for label in self.labels if label.template != template]
+        self.trajectories = [t for t in self.trajectories if t.template != template]
+
+
+class Measuring:
+    """Spends the budget; `loop` is the task, `wake` tells it that there are new queries."""
+
+    def __init__(self, config: Config, registry: Registry, store: Store, metrics: LearnerMetrics) -> None:
+        if config.learner.dsn is None:
+            raise ValueError("the learner needs learner.dsn")
+        self._config = config
+        self._registry = registry
+        self._store = store
+        self._metrics = metrics
+        self._upstream = Upstream(
+            config.learner.dsn.get_secret_value(), connect_timeout=config.limits.connect_timeout
+        )
+        self._bucket = TokenBucket(config.learner.budget, config.learner.starting_credit, time.monotonic())
+        self._pace = Pace(os.cpu_count() or 1)
+        self._rng = np.random.default_rng()
+        self._audit_next = False
+        self._work = asyncio.Event()
+        self._sessions = (0.0, 0)  # when counted, active sessions
+        self.audit = Audit()
+        self.news = News()
+
+    def wake(self) -> None:
+        """There are new queries."""
+        self._work.set()
+
+    def gauges(self) -> None:
+        """Bring the gauges up to date."""
+        for table, audited in self.audit.tables().items():
+            self._metrics.audited_recall.labels(table=table).set(audited.recall)
+            self._metrics.audited_queries.labels(table=table).set(audited.queries)
+        self._metrics.credit.set(self._bucket.credit(time.monotonic()))
+        self._metrics.pace.set(self._pace.pace)
+
+    async def close(self) -> None:
+        """Close the side connections."""
+        await self._upstream.close()
+
+    async def switch_off(self, state: TemplateState, table: str) -> None:
+        """The configuration wants nothing of this table: nothing about it stays, in memory or on the disk."""
+        state.leave_alone(OFF_BY_CONFIGURATION, table, time.monotonic(), forever=True)
+        self.news.forget(state.template.key)
+        await self._store.forget(state.template.key)
+
+    async def loop(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            self._work.clear()
+            rest = await self._step()
+            if rest is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._work.wait(), _IDLE)
+            await asyncio.sleep(rest or 0.0)
+
+    async def _step(self) -> float | None:
+        """Do one piece of work and return the seconds to rest; None: there was nothing to do."""
+        now = time.monotonic()
+        state = next((state for state in self._registry if state.due(now)), None)
+        if state is not None and await self._guarded(state, self._confirm):
+            return 0.0
+        if self._bucket.wait(now) > 0:
+            return None
+        state = next((state for state in self._registry if self._wants_sketch(state)), None)
+        if state is not None and await self._guarded(state, self._sketch):
+            return 0.0
+        chosen = self._choose()
+        if chosen is None:
+            return None
+        state, trajectory, uniform = chosen
+        started = time.perf_counter()
+        if not await self._guarded(state, lambda state: self._label(state, trajectory, uniform=uniform)):
+            return _IDLE
+        return self._pace.pace * (time.perf_counter() - started)
+
+    async def _guarded(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
+        """Do something on the server for one template, and deal with trouble.  False: the server is gone."""
+        database = state.template.database
+        try:
+            await work(state)
+        except UnavailableError:
+            state.recheck_at = max(state.recheck_at, time.monotonic() + 0.5)
+            return False
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, BindingError) as error:
+            if not isinstance(error, BindingError) and self._upstream.is_lost(database, error):
+                await self._upstream.lost(database, error)
+                return False
+            self._upstream.forget_statements(database, state.template.key)
+            self._failed(state, str(error) or type(error).__name__)
+        except Exception:  # one template must not take the others with it
+            log.exception(
+                "learning about %s failed; its queries are left alone", state.table or state.template.relation
+            )
+            state.leave_alone("the learner failed; see its log", state.table, time.monotonic())
+        return True
+
+    def _failed(self, state: TemplateState, words: str) -> None:
+        state.failures += 1
+        state.recheck_at = max(state.recheck_at, time.monotonic() + 1.0)
+        self._metrics.label_errors.labels(table=state.table).inc()
+        if state.failures >= _GIVE_UP_AFTER:
+            log.warning("%s cannot be measured (%s); asking the server again", state.table, words)
+            state.failures = 0
+            state.leave_alone(f"it cannot be measured: {words}", state.table, time.monotonic())
+
+    async def _confirm(self, state: TemplateState) -> None:
+        assert state.sample is not None
+        session = await self._upstream.session(state.template.database)
+        started = time.perf_counter()
+        answer = await confirm(session, state.template, state.sample, max_k=state.max_k)
+        self._spent(time.perf_counter() - started)
+        now = time.monotonic()
+        if state.phase is Phase.OFF:  # while the server was asked
+            return
+        if isinstance(answer, Confirmed) and not self._config.table(answer.facts.table).adaptive_search:
+            await self.switch_off(state, answer.facts.table)
+        elif isinstance(answer, Confirmed):
+            if state.phase is not Phase.CONFIRMED:
+                log.info("learning about %s: %s", answer.facts.table, state.template.sql)
+                self.news.templates[state.template.key] = StoredTemplate(state.template)
+            known = state.confirmed.facts if state.confirmed is not None else None
+            state.confirm(answer.with_sketch(known.sketch if known is not None else None), now)
+            backlog = tuple(state.backlog)
+            state.backlog.clear()
+            for trajectory in backlog:
+                state.record(trajectory, self._config.learning.trajectory_window, now)
+        else:
+            if state.policy is None or state.policy.reason != answer.reason:
+                log.warning("queries are left alone because %s: %s", answer.reason, state.template.sql)
+            state.leave_alone(answer.reason, answer.table, now)
+
+    def _wants_sketch(self, state: TemplateState) -> bool:
+        if state.confirmed is None or self._config.learning.anonymize or len(state.labels) < _SKETCH_AFTER:
+            return False
+        rows = state.confirmed.facts.rows
+        fresh = (
+            state.sketched_rows is not None and abs(rows - state.sketched_rows) <= 0.2 * state.sketched_rows
+        )
+        return not fresh and not state.confirmed.facts.filter_slots
+
+    async def _sketch(self, state: TemplateState) -> None:
+        assert state.confirmed is not None
+        confirmed = state.confirmed
+        state.sketched_rows = confirmed.facts.rows  # whatever comes of it, once is enough
+        session = await self._upstream.session(state.template.database)
+        started = time.perf_counter()
+        async with snapshot(session, ()):
+            vectors = await sketch(session, confirmed.relation, state.template.column, confirmed.facts.rows)
+        self._spent(time.perf_counter() - started)
+        if state.confirmed is confirmed:
+            state.confirmed = confirmed.with_sketch(vectors)
+
+    def _choose(self) -> _Chosen | None:
+        """Choose the query to measure next: audits and targeted ones in turn, whichever there is."""
+        uniform = self._audit_next
+        chosen = (self._choose_audit() if uniform else self._choose_target()) or (
+            self._choose_target() if uniform else self._choose_audit()
+        )
+        self._audit_next = not uniform
+        return chosen
+
+    def _choose_audit(self) -> _Chosen | None:
+        weights = {
+            s.template.key: s.traffic.total for s in self._registry if s.tracker is not None and s.unaudited
+        }
+        key = draw(weights, self._rng)
+        state = self._registry.get(key) if key is not None else None
+        if state is None or state.tracker is None:
+            return None
+        state.unaudited -= 1
+        sample = state.tracker.sample(self._rng, 1, uniform=True)
+        return (state, sample[0], True) if sample else None
+
+    def _choose_target(self) -> _Chosen | None:
+        best: tuple[float, TemplateState, str] | None = None
+        for state in self._registry:
+            if state.tracker is not None and state.confirmed is not None:
+                enough = ENOUGH if state.confirmed.facts.filter_slots else ENOUGH_UNFILTERED
+                found = neediest(state.traffic.counts, state.label_counts, enough)
+                if found is not None and (best is None or found[1] > best[0]):
+                    best = (found[1], state, found[0])
+        if best is None:
+            return None
+        _, state, context = best
+        trajectory = self._pick(state, context)
+        return (state, trajectory, False) if trajectory is not None else None
+
+    def _pick(self, state: TemplateState, context: str) -> Trajectory | None:
+        """Return a query of the context, one that was not measured yet where there is one."""
+        assert state.confirmed is not None
+        assert state.tracker is not None
+        if not state.confirmed.facts.filter_slots:  # few contexts, many queries: those asked often come first
+            for trajectory in state.tracker.sample(self._rng, 8, uniform=False, exclude=state.labelled):
+                if state.tracker.context(trajectory) == context:
+                    return trajectory
+        recent = state.traffic.recent(context)
+        return recent[int(self._rng.integers(len(recent)))] if recent else None
+
+    async def _label(self, state: TemplateState, trajectory: Trajectory, *, uniform: bool) -> None:
+        assert state.confirmed is not None
+        assert state.tracker is not None
+        confirmed = state.confirmed
+        context = state.tracker.context(trajectory)
+        session = await self._upstream.session(state.template.database)
+        started = time.perf_counter()
+        measured = None
+        try:
+            served = self._served(trajectory, confirmed.arms)
+            judge = state.ledger.judge(context)
+            measured = await measure(
+                session,
+                state.template,
+                confirmed.types,
+                confirmed.settings,
+                trajectory,
+                confirmed.arms if served is None else (*confirmed.arms, served),
+                context=context,
+                uniform=uniform,
+                skip=lambda arm, exact_ms: (
+                    not (uniform and arm.name == trajectory.arm) and judge(arm, exact_ms)
+                ),
+                keep_vector=not self._config.learning.anonymize,
+            )
+        finally:
+            self._spent(time.perf_counter() - started)
+        if state.confirmed is not confirmed:  # the world has changed meanwhile
+            return
+        state.add_label(measured.label, trajectory)
+        self.audit.record(state.table, measured.label)
+        self._metrics.labels.labels(table=state.table).inc()
+        self.news.labels.append(measured.label)
+        self.news.trajectories.append(trajectory)
+        self._pace.observe(state.template.key, measured.exact_ms, await self._active_sessions(state))
+
+    @staticmethod
+    def _served(trajectory: Trajectory, arms: tuple[Arm, ...]) -> Arm | None:
+        """Return the arm that the live query got, where the ladder lacks it and knows its settings."""
+        if any(arm.name == trajectory.arm for arm in arms):
+            return None
+        names = {name for arm in arms for name, _ in arm.settings}
+        if not all(name in names for name, _ in trajectory.settings):
+            return None
+        return Arm(trajectory.arm, trajectory.settings)
+
+    async def _active_sessions(self, state: TemplateState) -> int:
+        """Count the sessions at work on the server, every few seconds."""
+        counted_at, count = self._sessions
+        if time.monotonic() - counted_at > _SESSIONS_EVERY:
+            session = await self._upstream.session(state.template.database)
+            count = await session.active_sessions()
+            self._sessions = (time.monotonic(), count)
+        return count
+
+    def _spent(self, seconds: float) -> None:
+        self._bucket.spend(seconds, time.monotonic())
+        self._metrics.probe_seconds.inc(seconds)

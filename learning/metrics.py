@@ -1,0 +1,86 @@
+"""The learner's metrics, for /metrics of the supervisor.
+
+In production ``PROMETHEUS_MULTIPROC_DIR`` is set before this module is imported: values then live in files
+that the supervisor merges, and gauges take the value of the process that wrote last, as there is one learner
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from learning.records import Trust
+
+
+class LearnerMetrics:
+    """All series of the learner.
+
+    Parameters
+    ----------
+    registry
+        Where to register; None registers nowhere, which is right in multiprocess mode, and for several
+        learners in one process.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=registry, multiprocess_mode="mostrecent")
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        self.audited_recall = gauge(
+            "ruvector_audited_recall_ratio",
+            "Mean recall of recent queries as served, from a uniform sample measured against exact search.",
+            ["table"],
+        )
+        self.audited_queries = gauge(
+            "ruvector_audited_queries", "Number of queries behind ruvector_audited_recall_ratio.", ["table"]
+        )
+        self.labels = counter("ruvector_labels_total", "Queries measured against exact search.", ["table"])
+        self.label_errors = counter("ruvector_label_errors_total", "Measurements that failed.", ["table"])
+        self.probe_seconds = counter(
+            "ruvector_probe_seconds_total", "Database time spent on measuring, in seconds."
+        )
+        self.credit = gauge(
+            "ruvector_probe_credit_seconds", "Database time that may be spent on measuring now."
+        )
+        self.pace = gauge(
+            "ruvector_probe_pace_ratio",
+            "Rest after a measurement, in multiples of its duration; above 0: busy server.",
+        )
+        self.templates = gauge("ruvector_templates", "Known vector query templates, by trust.", ["trust"])
+        self.templates_refused = counter(
+            "ruvector_templates_refused_total", "Templates not learned about because there are too many."
+        )
+        self.lag = gauge(
+            "ruvector_learner_lag_seconds",
+            "Time between the last processed query and its processing, in seconds.",
+        )
+        self.trajectories = counter(
+            "ruvector_trajectories_received_total", "Recorded queries that reached the learner."
+        )
+        self.dropped = counter(
+            "ruvector_trajectories_dropped_total",
+            "Recorded queries not used: lost in the worker's queue, or of an unknown template.",
+            ["reason"],
+        )
+        self.version = gauge("ruvector_learner_policy_version", "Version of the policy published last.")
+        self.published = counter("ruvector_policies_published_total", "Policies published.")
+        self.distill_seconds = counter(
+            "ruvector_distill_seconds_total", "Time spent on deriving policies, in seconds."
+        )
+        self.injection_failures = counter(
+            "ruvector_injection_failures_total",
+            "Templates switched off because the server refused a setting.",
+        )
+        self.workers = gauge("ruvector_learner_workers", "Workers connected to the learner.")
+
+    def trust(self, templates: Iterable[Trust]) -> None:
+        """Count the templates by trust."""
+        counts = Counts(templates)
+        for trust in Trust:
+            self.templates.labels(trust=trust.value).set(counts[trust])

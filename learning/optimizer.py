@@ -1,0 +1,204 @@
+"""Choosing an arm for a query, in the proxy's hot path.
+
+`SearchOptimizer` is a snapshot made ready for lookup: indexes are built and every choice that does not
+depend on the query vector is prepared when the snapshot arrives (in a thread, if the caller likes), so that
+a filtered or static template costs a few dictionary lookups and a per-query one what `learning.lookup`
+says.  It is read-only afterwards, apart from a small bounded memo, and answers None ("leave the query
+alone") wherever it has nothing to say.
+
+Order of the evidence
+---------------------
+filtered    the context itself; the same values with another k; the class of the value's selectivity; the
+next larger
+            class, if exact search serves it (fewer rows are searched faster); the fallback.
+unfiltered  the query vector, for k up to the policy's; the k itself; another k's arm, its effort scaled to
+this k.
+
+Whatever is chosen, an index arm whose effort is below k would silently return too few rows: it is raised to
+a rung that is enough, in proportion to k where k lies above the evidence.  Where the ladder ends below k:
+None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.contexts import bucket
+from learning.curves import ladders
+from learning.density import Sketch
+from learning.lookup import QueryLookup
+from learning.records import (
+    Choice,
+    ContextPolicy,
+    Snapshot,
+    TemplatePolicy,
+    Trust,
+    context_key,
+)
+
+_MEMO = 4096  # k's remembered per template; a k is an integer that a client sends
+
+
+class SearchOptimizer:
+    """A snapshot ready for lookup.
+
+    Parameters
+    ----------
+    snapshot
+        The policy to serve.  A template whose per-query part is malformed is served without it.
+    previous
+        The optimizer in use so far: indexes of what did not change are taken over.
+    """
+
+    def __init__(self, snapshot: Snapshot, previous: SearchOptimizer | None = None) -> None:
+        self.version = snapshot.version
+        old = previous._templates if previous is not None else {}
+        sketches: dict[bytes, Sketch] = dict(previous._sketches) if previous is not None else {}
+        self._templates: dict[str, _Prepared] = {}
+        for key, policy in snapshot.templates.items():
+            before = old.get(key)
+            same = before is not None and before.policy.query == policy.query
+            self._templates[key] = _Prepared(policy, before.lookup if before and same else None, sketches)
+        lookups = (prepared.lookup for prepared in self._templates.values())
+        used = {lookup.sketch_name for lookup in lookups if lookup is not None}
+        self._sketches: dict[bytes, Sketch] = {name: sketch for name, sketch in sketches.items() if name in used}
+
+    def template(self, key: str) -> TemplatePolicy | None:
+        """Return the policy of a template, or None."""
+        prepared = self._templates.get(key)
+        return prepared.policy if prepared is not None else None
+
+    def optimize(
+        self, template_key: str, vector: NDArray[np.float32] | None, k: int, values: tuple[str | None, ...]
+    ) -> Choice | None:
+        """Return the choice for one query; None means leave it alone.
+
+        Parameters
+        ----------
+        template_key
+            `Template.key`; unknown: None.
+        vector
+            float32 [dimensions], or None where it could not be decoded.
+        k
+            LIMIT + OFFSET.
+        values
+            Canonical filter values in the order of the template's filter slots; None = SQL NULL or
+            undecodable.
+        """
+        prepared = self._templates.get(template_key)
+        if prepared is None or k < 1:
+            return None
+        if prepared.policy.filter_slots:
+            return prepared.filtered(k, values)
+        return prepared.unfiltered(k, vector)
+
+
+class _Prepared:
+    """One template's policy with its choices made beforehand."""
+
+    def __init__(
+        self, policy: TemplatePolicy, lookup: QueryLookup | None, sketches: dict[bytes, Sketch]
+    ) -> None:
+        self.policy = policy
+        self.lookup = lookup
+        if policy.query is not None and lookup is None:
+            try:
+                self.lookup = QueryLookup(policy.query, sketches)
+            except (KeyError, ValueError, RuntimeError):  # RuntimeError: from the index
+                self.lookup = None
+        self._observing = policy.trust == Trust.OBSERVE
+        self._ladder_of = {arm: ladder for ladder in ladders(policy.arms) for arm in ladder}
+        self._memo: dict[int, Choice | None] = {}
+        by_values: dict[str, dict[int, ContextPolicy]] = {}
+        for key, context in policy.contexts.items():
+            k, _, rest = key.partition("\x1f")
+            by_values.setdefault(rest, {})[int(k)] = context
+        self._by_values = by_values
+        self._contexts = {
+            key: self._choice(
+                context, int(key.partition("\x1f")[0]), int(key.partition("\x1f")[0]), "measured"
+            )
+            for key, context in policy.contexts.items()
+        }
+
+    def filtered(self, k: int, values: tuple[str | None, ...]) -> Choice | None:
+        if self._observing:
+            return None
+        if None in values:
+            return self._fallback(k, "filter value not known")
+        key = context_key(k, values)
+        if key in self._contexts:
+            return self._contexts[key]
+        rest = key.partition("\x1f")[2]
+        others = self._by_values.get(rest)
+        if others:
+            nearest = _nearest(others, k)
+            return self._choice(others[nearest], nearest, k, f"measured with k={nearest}")
+        policy = self.policy
+        number = bucket(policy.selectivity.get(rest, policy.rare_selectivity))
+        if number is not None:
+            if number in policy.buckets:
+                return self._choice(policy.buckets[number], policy.max_k, k, "values of the same selectivity")
+            larger = min((other for other in policy.buckets if other > number), default=None)
+            if larger is not None and policy.arms[policy.buckets[larger].arm].kind == "exact":
+                return self._choice(policy.buckets[larger], policy.max_k, k, "values of larger selectivity")
+        return self._fallback(k, "filter value without evidence")
+
+    def unfiltered(self, k: int, vector: NDArray[np.float32] | None) -> Choice | None:
+        lookup = self.lookup
+        if lookup is not None and k <= lookup.k and vector is not None and len(vector) == lookup.dimensions:
+            chosen = lookup.choose(vector)
+            if chosen is None:
+                return self._fallback(k, "unlike every labelled query")
+            arm, recall = chosen
+            return Choice(self.policy.arms[arm], Trust.QUERY, recall, "chosen for this query vector")
+        if k not in self._memo:
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            self._memo[k] = self._static(k)
+        return self._memo[k]
+
+    def _static(self, k: int) -> Choice | None:
+        if self._observing:
+            return None
+        known = self._by_values.get("", {})
+        if not known:
+            return self._fallback(k, "no evidence for any k")
+        nearest = _nearest(known, k)
+        reason = "measured" if nearest == k else f"measured with k={nearest}"
+        return self._choice(known[nearest], nearest, k, reason)
+
+    def _fallback(self, k: int, reason: str) -> Choice | None:
+        return self._choice(ContextPolicy(self.policy.fallback, -1.0, 0), self.policy.max_k, k, reason)
+
+    def _choice(self, context: ContextPolicy, evidence_k: int, k: int, reason: str) -> Choice | None:
+        """Return the choice of a context's arm for `k`, the arm's effort raised where `k` needs it."""
+        if not 0 <= context.arm < len(self.policy.arms):
+            return None
+        index = self._enough(context.arm, evidence_k, k)
+        if index is None:
+            return None
+        expected = context.expected_recall if context.expected_recall >= 0.0 and k <= evidence_k else None
+        trust = self.policy.trust if self.policy.trust == Trust.CONTEXT else Trust.STATIC
+        return Choice(self.policy.arms[index], trust, expected, reason)
+
+    def _enough(self, arm: int, evidence_k: int, k: int) -> int | None:
+        """Return `arm`, or the least arm of its ladder with effort enough for `k`; None where there is none."""
+        arms = self.policy.arms
+        ladder = self._ladder_of.get(arm)
+        if ladder is None or (arms[arm].kind != "hnsw" and k <= evidence_k):
+            return arm
+        wanted = arms[arm].effort if k <= evidence_k else arms[arm].effort * k / max(1, evidence_k)
+        if arms[arm].kind == "hnsw":
+            if arms[ladder[-1]].effort < k:
+                return None
+            wanted = max(wanted, k)
+        return next((index for index in ladder if arms[index].effort >= wanted), ladder[-1])
+
+
+def _nearest(known: Mapping[int, ContextPolicy], k: int) -> int:
+    """Return the smallest known k that is at least `k`, else the largest: recall at a larger k is the safer claim."""
+    return min((other for other in known if other >= k), default=max(known))

@@ -1,0 +1,136 @@
+"""From labels to a published snapshot: when to derive a policy, and whether it is worth sending.
+
+Deriving takes CPU and runs in a thread.  A snapshot is sent when a policy changed *materially*, that is, when
+some query would get another arm; changes of figures alone wait for `REFRESH` seconds.  Versions only grow,
+across restarts too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from config.schema import Config
+from learning.distillation import Options, distill
+from learning.records import ContextPolicy, Snapshot, TemplatePolicy, Trust
+from learning.registry import TemplateState
+
+REFRESH = 30.0  # seconds between snapshots that change figures only
+ENOUGH_NEW = 25  # labels after which a policy is derived at once
+OFF_BY_CONFIGURATION = "adaptive search is switched off for this table in the configuration"
+
+
+def derivation(state: TemplateState, config: Config) -> Callable[[], TemplatePolicy]:
+    """Return the computation of a confirmed template's policy, on copies of what is known, for a thread."""
+    assert state.confirmed is not None
+    facts = state.confirmed.facts
+    table = config.table(facts.table)
+    options = Options(
+        target_recall=table.target_recall,
+        optimize_for=table.optimize_for,
+        learning_rate=config.learning.learning_rate,
+        min_samples=table.min_samples,
+    )
+    arms, labels, traffic = state.confirmed.arms, tuple(state.labels), state.traffic.rounded()
+    return lambda: distill(state.template, facts, arms, labels, traffic, options)
+
+
+def material(old: TemplatePolicy | None, new: TemplatePolicy) -> bool:
+    """Tell whether some query could get another arm under the new policy."""
+    if old is None or old.trust is not new.trust:
+        return True
+    if new.trust is Trust.OBSERVE:
+        return (
+            len(new.arms) == 1 and old.reason != new.reason
+        )  # left alone; otherwise it still collects labels
+    return _outline(old) != _outline(new) or _patterns_changed(old, new)
+
+
+def _outline(policy: TemplatePolicy) -> tuple[object, ...]:
+    return (
+        policy.table,
+        policy.trust,
+        policy.target_recall,
+        policy.arms,
+        policy.value_types,
+        policy.filter_slots,
+        policy.fallback,
+        _choices(policy.contexts),
+        _choices(policy.buckets),
+        policy.min_k,
+        policy.max_k,
+    )
+
+
+def _choices(contexts: Mapping[str, ContextPolicy] | Mapping[int, ContextPolicy]) -> dict[object, int]:
+    return {context: choice.arm for context, choice in contexts.items()}
+
+
+def _patterns_changed(old: TemplatePolicy, new: TemplatePolicy) -> bool:
+    if old.query is None or new.query is None:
+        return old.query is not new.query
+    before, after = len(old.query.weights), len(new.query.weights)
+    grown = abs(after - before) > 0.1 * before
+    moved = abs(new.query.price - old.query.price) > 0.2 * abs(old.query.price)
+    return grown or moved or set(old.query.extra) != set(new.query.extra)
+
+
+def permitted(snapshot: Snapshot, config: Config) -> Snapshot:
+    """Return a stored snapshot with the tables left alone that the configuration now says to leave alone."""
+    templates = {
+        key: policy if config.table(policy.table).adaptive_search else _switched_off(policy)
+        for key, policy in snapshot.templates.items()
+    }
+    return Snapshot(snapshot.version, snapshot.created_at, templates, snapshot.format)
+
+
+def _switched_off(policy: TemplatePolicy) -> TemplatePolicy:
+    return TemplatePolicy(
+        template=policy.template,
+        table=policy.table,
+        trust=Trust.OBSERVE,
+        reason=OFF_BY_CONFIGURATION,
+        target_recall=policy.target_recall,
+        arms=policy.arms[:1],
+        value_types=(),
+        filter_slots=(),
+        fallback=0,
+        contexts={},
+    )
+
+
+def summary(snapshot: Snapshot) -> str:
+    """Say in a few words what a snapshot holds: templates by table and trust."""
+    counts = Counter((policy.table, policy.trust.value) for policy in snapshot.templates.values())
+    return ", ".join(
+        f"{table} {trust}" + (f" x{n}" if n > 1 else "") for (table, trust), n in sorted(counts.items())
+    )
+
+
+class Publication:
+    """The policies in force, as the next snapshot."""
+
+    def __init__(self, version: int = 0) -> None:
+        self.version = version
+        self._published: dict[str, TemplatePolicy] = {}
+        self._published_at = 0.0
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a stored snapshot."""
+        self.version = max(self.version, snapshot.version)
+        self._published = dict(snapshot.templates)
+
+    def next(self, policies: Mapping[str, TemplatePolicy], now: float) -> Snapshot | None:
+        """Return the snapshot to publish, or None where nothing has changed that matters yet."""
+        changed = policies.keys() != self._published.keys() or any(
+            policy is not self._published[key] and material(self._published[key], policy)
+            for key, policy in policies.items()
+        )
+        if not changed:
+            same = all(policy is self._published[key] for key, policy in policies.items())
+            if same or now - self._published_at < REFRESH:
+                return None
+        self.version += 1
+        self._published = dict(policies)
+        self._published_at = now
+        return Snapshot(self.version, now, dict(policies))

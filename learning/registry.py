@@ -1,0 +1,240 @@
+"""The templates that the learner knows, and what it knows of each.  No I/O; the time is an argument.
+
+A template is first *new*: it waits for its first trajectory, because the server is asked with real values.
+Then it is either *confirmed* (measured from now on) or *left alone* with a reason in words, and asked again
+later: indexes get built, rights get granted.  *Off* is for good: the server once refused a setting that the
+proxy had injected.
+
+Nothing is remembered of the queries of a template that is left alone, save the last one where the server will
+be asked again; of a table whose configuration says so, nothing at all.
+
+Memory is bounded: `MAX_TEMPLATES` templates, each with at most `LABEL_BYTES` of labelled vectors and
+`WINDOW_BYTES` of recent ones.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from learning.dialects import AS_IS, IndexInfo
+from learning.inventory import Confirmed
+from learning.records import Arm, Label, Template, TemplatePolicy, Trajectory, Trust
+from learning.schedule import ArmLedger, Traffic
+from learning.trajectory import TrajectoryTracker, identity
+
+MAX_TEMPLATES = 128
+LABEL_BYTES, WINDOW_BYTES = 8 << 20, 2 << 20
+MAX_LABELS, MIN_LABELS = 3000, 300
+MAX_K = 10_000  # LIMIT + OFFSET; above, a label would cost more than it tells
+IDLE = 3600.0  # seconds after which a template may make room for another
+
+BACKLOG = 100  # queries kept of a new template until the server was asked about it
+
+_FIRST_RECHECK, _LAST_RECHECK = 2.0, 600.0
+_RECHECK_CONFIRMED = 300.0
+_COMMON = 0.05  # share of the traffic from which a k counts
+
+
+class Phase(enum.Enum):
+    """How far the learner has got with a template."""
+
+    NEW = "new"
+    CONFIRMED = "confirmed"
+    LEFT_ALONE = "left alone"
+    OFF = "off"
+
+
+@dataclass(slots=True)
+class TemplateState:
+    """One template: what the server said, the recent traffic, the labels, the policy."""
+
+    template: Template
+    phase: Phase = Phase.NEW
+    table: str = ""
+    confirmed: Confirmed | None = None
+    sample: Trajectory | None = None  # the last query, as long as the server still has to be asked
+    tracker: TrajectoryTracker | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+    ledger: ArmLedger = field(default_factory=ArmLedger)
+    labels: deque[Label] = field(default_factory=lambda: deque(maxlen=MAX_LABELS))
+    label_counts: Counter[str] = field(default_factory=Counter)  # by context
+    labelled: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # identities of measured queries
+    ks: Counter[int] = field(default_factory=Counter)  # LIMIT + OFFSET -> queries
+    policy: TemplatePolicy | None = None
+    unpublished: int = 0  # labels since the last distillation
+    failures: int = 0  # measurements that failed, in a row
+    seen: float = 0.0
+    recheck_at: float = 0.0
+    recheck_after: float = _FIRST_RECHECK
+    unaudited: int = 0  # queries that may still be audited: without traffic there is nothing to audit
+    sketched_rows: float | None = None
+    indexes: tuple[IndexInfo, ...] | None = None  # those that the labels are about
+    backlog: deque[Trajectory] = field(
+        default_factory=lambda: deque(maxlen=BACKLOG)
+    )  # until the server was asked
+
+    @property
+    def max_k(self) -> int:
+        """The largest LIMIT + OFFSET with a share in the traffic worth mentioning."""
+        total = sum(self.ks.values())
+        common = [k for k, count in self.ks.items() if count >= _COMMON * total]
+        return max(common, default=self.sample.k + self.sample.offset if self.sample else 1)
+
+    def due(self, now: float) -> bool:
+        """Tell whether the server should be asked (again) about the template."""
+        return self.phase is not Phase.OFF and self.sample is not None and now >= self.recheck_at
+
+    def record(self, trajectory: Trajectory, window: int, now: float) -> None:
+        """Take note of one query."""
+        self.seen = now
+        k = trajectory.k + trajectory.offset
+        if trajectory.vector is None or trajectory.error is not None or not 0 < k <= MAX_K:
+            return  # nothing that could be measured
+        if self.phase is not Phase.OFF:
+            self.sample = trajectory
+        if self.phase is Phase.NEW:
+            self.backlog.append(trajectory)
+        if self.confirmed is None:
+            return
+        if self.tracker is None:
+            facts = self.confirmed.facts
+            window = max(1, min(window, max(50, WINDOW_BYTES // max(1, len(trajectory.vector)))))
+            self.tracker = TrajectoryTracker(
+                window, filter_slots=facts.filter_slots, value_types=facts.value_types
+            )
+        self.tracker.record(trajectory)
+        self.traffic.record(self.tracker.context(trajectory), trajectory, now)
+        self.unaudited = min(len(self.tracker), self.unaudited + 1)
+        self._note_k(k, now)
+
+    def _note_k(self, k: int, now: float) -> None:
+        before = self.max_k
+        self.ks[k] += 1
+        if len(self.ks) > 64:
+            self.ks = Counter({k: count // 2 for k, count in self.ks.items() if count > 1})
+        if self.max_k > before and self.confirmed is not None:
+            self.recheck_at = min(self.recheck_at, now + 1.0)  # the ladder has to begin higher
+
+    def add_label(self, label: Label, trajectory: Trajectory) -> None:
+        """Take note of one measured query."""
+        self.keep_labels([label])
+        self.unpublished += 1
+        self.failures = 0
+        self.labelled[identity(trajectory)] = None
+        while len(self.labelled) > 2 * MAX_LABELS:
+            self.labelled.popitem(last=False)
+
+    def keep_labels(self, labels: Iterable[Label]) -> None:
+        """Append labels, the oldest first; what does not fit pushes out the oldest."""
+        for label in labels:
+            if label.vector is not None and self.labels.maxlen == MAX_LABELS:
+                fitting = min(MAX_LABELS, max(MIN_LABELS, LABEL_BYTES // max(1, len(label.vector))))
+                if fitting != MAX_LABELS:
+                    self.labels = deque(self.labels, maxlen=fitting)
+            if len(self.labels) == self.labels.maxlen:
+                oldest = self.labels[0]
+                self.label_counts[oldest.context] -= 1
+                self.label_counts += Counter()  # drops what has fallen to zero
+            self.labels.append(label)
+            self.label_counts[label.context] += 1
+            self.ledger.record(label)
+
+    def rename_context(self, old: str, new: str) -> None:
+        """Give the labels of one context another name (a hash its value, once the traffic has told it)."""
+        labels = [msgspec.structs.replace(x, context=new) if x.context == old else x for x in self.labels]
+        self.drop_labels()
+        self.keep_labels(labels)
+        self.unpublished += 1
+
+    def drop_labels(self) -> None:
+        """Forget all measurements: they are about an index that is gone."""
+        self.labels.clear()
+        self.label_counts.clear()
+        self.labelled.clear()
+        self.ledger = ArmLedger()
+
+    def confirm(self, confirmed: Confirmed, now: float) -> None:
+        """The server knows the template; measurements of other indexes are dropped."""
+        if self.indexes is not None and self.indexes != confirmed.indexes:
+            self.drop_labels()
+        self.confirmed, self.indexes = confirmed, confirmed.indexes
+        self.phase, self.table = Phase.CONFIRMED, confirmed.facts.table
+        self.recheck_after = _FIRST_RECHECK
+        self.recheck_at = now + _RECHECK_CONFIRMED
+        self.failures = 0
+        self.unpublished += 1  # what is known may lead to another policy now
+
+    def leave_alone(self, reason: str, table: str, now: float, *, forever: bool = False) -> None:
+        """Set the policy that leaves queries as they came, and drop what is known of them."""
+        self.phase = Phase.OFF if forever else Phase.LEFT_ALONE
+        self.table = table or self.table
+        self.policy = observe(self.template, self.table, reason)
+        self.confirmed = self.tracker = None
+        self.backlog.clear()
+        self.traffic = Traffic()
+        self.ks.clear()
+        self.unaudited = 0
+        if forever:
+            self.sample = None
+            self.drop_labels()
+        self.recheck_at = now + self.recheck_after
+        self.recheck_after = min(_LAST_RECHECK, 2 * self.recheck_after)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms in use, none before confirmation."""
+        return self.confirmed.arms if self.confirmed is not None else ()
+
+
+def observe(template: Template, table: str, reason: str) -> TemplatePolicy:
+    """Return the policy that leaves the template's queries alone."""
+    return TemplatePolicy(
+        template=template.key,
+        table=table or template.relation,
+        trust=Trust.OBSERVE,
+        reason=reason,
+        target_recall=0.0,
+        arms=(AS_IS,),
+        value_types=(),
+        filter_slots=(),
+        fallback=0,
+        contexts={},
+    )
+
+
+class Registry:
+    """All templates, the one not seen for longest first."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, TemplateState] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __iter__(self) -> Iterator[TemplateState]:
+        return iter(tuple(self._states.values()))
+
+    def get(self, key: str) -> TemplateState | None:
+        """Return the state of a template, or None."""
+        return self._states.get(key)
+
+    def touch(self, key: str) -> None:
+        """Note that a template is in use."""
+        self._states.move_to_end(key)
+
+    def add(self, template: Template, now: float) -> TemplateState | None:
+        """Return the template's state, a new one where it was not known; None where there is no room."""
+        state = self._states.get(template.key)
+        if state is None:
+            if len(self._states) >= MAX_TEMPLATES:
+                oldest = next(iter(self._states.values()))
+                if now - oldest.seen < IDLE:
+                    return None
+                del self._states[oldest.template.key]
+            state = self._states[template.key] = TemplateState(template, seen=now)
+        return state

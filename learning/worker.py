@@ -1,0 +1,244 @@
+"""The learner: listens to the workers, measures a sample of their queries, publishes what follows.
+
+One process, one event loop, a handful of tasks:
+
+    serve     frames from the workers: templates, trajectories, refused settings   (server)
+    measure   one measurement at a time, as the budget allows                      (measuring)
+    distil    labels become policies, in a thread; changed policies go out         (policy)
+    keep      every second: news go to the disk, gauges are brought up to date     (store, metrics)
+
+Rules
+-----
+- The learner may be killed at any moment.  Workers go on with the policy they have; a new learner publishes
+  the stored one before it asks the server anything.
+- Trouble with one template stays with that template; trouble with the server keeps every policy as it is.
+- `stop` ends everything cleanly: statements under way are cancelled, what was learned is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from config.schema import Config
+from learning.channel import Frame, Hello, InjectionFailed, Publish, TemplateSeen, TrajectoryBatch, encode
+from learning.measuring import Measuring, News
+from learning.metrics import LearnerMetrics
+from learning.policy import ENOUGH_NEW, Publication, derivation, permitted, summary
+from learning.records import Trajectory, Trust
+from learning.registry import Phase, Registry, TemplateState
+from learning.server import ChannelServer
+from learning.store import Store, StoredTemplate
+
+log = logging.getLogger(__name__)
+
+_KEEP_EVERY = 1.0  # seconds
+_DISTIL_EVERY = 0.25
+_REST = 20  # a distillation rests for that many times its duration before the next
+
+
+async def run(
+    config: Config, socket_path: Path, stop: asyncio.Event, *, metrics: LearnerMetrics | None = None
+) -> None:
+    """Run the learner until `stop` is set.
+
+    Parameters
+    ----------
+    config
+        Needs ``learner.dsn``.
+    socket_path
+        Where workers connect; created, and removed at the end.
+    metrics
+        Series to write to; by default a new set that is in no registry, which is right in multiprocess mode.
+
+    Raises
+    ------
+    ValueError
+        The configuration has no ``learner.dsn``.
+    OSError
+        The socket cannot be created.
+    """
+    learner = Learner(config, socket_path, metrics or LearnerMetrics())
+    await learner.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            loops = [tasks.create_task(loop) for loop in learner.loops()]
+            await stop.wait()
+            for task in loops:
+                task.cancel()
+    finally:
+        await learner.close()
+
+
+class Learner:
+    """The learner's state and its tasks; see the module's docstring."""
+
+    def __init__(self, config: Config, socket_path: Path, metrics: LearnerMetrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._registry = Registry()
+        self._store = Store(config.store.path, anonymize=config.learning.anonymize)
+        self._measuring = Measuring(config, self._registry, self._store, metrics)
+        self._server = ChannelServer(socket_path, self._receive)
+        self._publication = Publication()
+
+    async def start(self) -> None:
+        """Read what is kept, begin to listen, publish the stored policy."""
+        kept = await self._store.open()
+        now = time.monotonic()
+        self._publication.version = kept.version
+        for stored in kept.templates:
+            state = self._registry.add(stored.template, now)
+            if state is None:
+                continue
+            if stored.off is not None:
+                state.leave_alone(stored.off, "", now, forever=True)
+            state.keep_labels(kept.labels.get(stored.template.key, ()))
+            for trajectory in kept.trajectories.get(stored.template.key, ()):
+                state.record(trajectory, self._config.learning.trajectory_window, now)
+        await self._server.start()
+        if kept.snapshot is not None:
+            restored = permitted(kept.snapshot, self._config)
+            for key, policy in restored.templates.items():
+                state = self._registry.get(key)
+                if state is not None and state.phase is not Phase.OFF:
+                    state.policy, state.table = policy, policy.table
+                    if not self._config.table(policy.table).adaptive_search:
+                        await self._measuring.switch_off(state, policy.table)
+            self._publication.restore(restored)
+            await self._server.publish(encode(Publish(restored)))
+            log.info("policy %d for %d templates restored", restored.version, len(restored.templates))
+
+    def loops(self) -> list[Coroutine[Any, Any, None]]:
+        """Return the tasks' coroutines; each runs until it is cancelled."""
+        return [self._measuring.loop(), self._distil_loop(), self._keep_loop()]
+
+    async def close(self) -> None:
+        """Stop listening, cancel what is under way on the server, write what is new."""
+        await self._server.close()
+        await self._measuring.close()
+        await self._save()
+        await self._store.close()
+
+    # --- serve ---
+
+    def _receive(self, frame: Frame) -> None:
+        match frame:
+            case TrajectoryBatch():
+                self._received_trajectories(frame)
+            case TemplateSeen(template):
+                if self._registry.add(template, time.monotonic()) is None:
+                    self._metrics.templates_refused.inc()
+            case InjectionFailed():
+                self._injection_failed(frame)
+            case Hello(pid, version):
+                log.debug("worker %d connected with policy %d", pid, version)
+            case Publish():
+                log.error("a worker sent a policy; it was ignored")
+
+    def _received_trajectories(self, batch: TrajectoryBatch) -> None:
+        now, clock = time.monotonic(), time.time()
+        self._metrics.trajectories.inc(len(batch.trajectories))
+        if batch.dropped:
+            self._metrics.dropped.labels(reason="queue full").inc(batch.dropped)
+        for trajectory in batch.trajectories:
+            state = self._registry.get(trajectory.template)
+            if state is None:
+                self._metrics.dropped.labels(reason="unknown template").inc()
+                continue
+            self._registry.touch(trajectory.template)
+            state.record(trajectory, self._config.learning.trajectory_window, now)
+            self._recognise_hash(state, trajectory)
+        if batch.trajectories:
+            self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
+            self._measuring.wake()
+
+    def _recognise_hash(self, state: TemplateState, trajectory: Trajectory) -> None:
+        """Labels from an anonymized store know their context by its hash, until the traffic names it."""
+        if self._store.anonymizer is not None and state.tracker is not None:
+            context = state.tracker.context(trajectory)
+            hashed = self._store.anonymizer.context(context)
+            if hashed != context and state.label_counts.get(hashed):
+                state.rename_context(hashed, context)
+
+    def _injection_failed(self, failure: InjectionFailed) -> None:
+        state = self._registry.get(failure.template)
+        if state is None or state.phase is Phase.OFF:
+            return
+        reason = f"the server refused a setting ({failure.sqlstate}: {failure.message})"
+        log.error(
+            "%s: %s; its queries are left alone from now on: %s", state.table, reason, state.template.sql
+        )
+        self._metrics.injection_failures.inc()
+        state.leave_alone(reason, state.table, time.monotonic(), forever=True)
+        self._measuring.news.templates[state.template.key] = StoredTemplate(state.template, reason)
+
+    # --- distil ---
+
+    async def _distil_loop(self) -> None:
+        while True:
+            started = time.perf_counter()
+            for state in self._registry:
+                if state.confirmed is not None and state.labels and state.unpublished:
+                    await self._distil(state)
+            await self._publish()
+            spent = time.perf_counter() - started
+            await self._wait_for_labels(max(_DISTIL_EVERY, min(_REST * spent, 60.0)))
+
+    async def _wait_for_labels(self, seconds: float) -> None:
+        """Wait until the next distillation is due: after a while, or once many labels are new."""
+        until = time.monotonic() + max(1.0, seconds)
+        earliest = time.monotonic() + seconds
+        while (now := time.monotonic()) < until:
+            if now >= earliest and any(state.unpublished >= ENOUGH_NEW for state in self._registry):
+                return
+            await asyncio.sleep(_DISTIL_EVERY)
+
+    async def _distil(self, state: TemplateState) -> None:
+        confirmed = state.confirmed
+        state.unpublished = 0
+        started = time.perf_counter()
+        try:
+            policy = await asyncio.to_thread(derivation(state, self._config))
+        except Exception:  # the policy in force stays; the others go on
+            log.exception("deriving the policy of %s failed", state.table)
+            return
+        finally:
+            self._metrics.distill_seconds.inc(time.perf_counter() - started)
+        if state.confirmed is confirmed:
+            state.policy = policy
+
+    async def _publish(self) -> None:
+        policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
+        snapshot = self._publication.next(policies, time.time())
+        if snapshot is None:
+            return
+        await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(snapshot))))
+        await self._store.save(snapshot=snapshot)
+        self._metrics.published.inc()
+        log.info("policy %d published: %s", snapshot.version, summary(snapshot))
+
+    # --- keep ---
+
+    async def _keep_loop(self) -> None:
+        while True:
+            await self._save()
+            self._gauges()
+            await asyncio.sleep(_KEEP_EVERY)
+
+    async def _save(self) -> None:
+        news, self._measuring.news = self._measuring.news, News()
+        if news.templates or news.labels or news.trajectories:
+            await self._store.save(
+                templates=tuple(news.templates.values()), labels=news.labels, trajectories=news.trajectories
+            )
+
+    def _gauges(self) -> None:
+        self._measuring.gauges()
+        self._metrics.version.set(self._publication.version)
+        self._metrics.workers.set(self._server.workers)
+        self._metrics.trust(Trust.OBSERVE if s.policy is None else s.policy.trust for s in self._registry)

@@ -1,0 +1,82 @@
+"""The admin HTTP server, which runs in the supervisor so that it answers whatever becomes of the workers.
+
+/metrics   Prometheus text: what all processes have written, added up; also while the proxy drains
+/healthz   200 as long as the supervisor lives: a restart would help where this fails
+/readyz    200 when clients can be served, else 503 with the reasons: send traffic elsewhere meanwhile
+/          links to these
+
+There is no authentication and nothing that changes anything: GET only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+Readiness = Callable[[], Awaitable[list[str]]]
+"""Returns the reasons for which clients cannot be served; none: ready."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>ruvector-proxy</title>
+<h1>ruvector-proxy</h1>
+<ul>
+<li><a href="/metrics">/metrics</a>: figures for Prometheus
+<li><a href="/healthz">/healthz</a>: whether the proxy is alive
+<li><a href="/readyz">/readyz</a>: whether clients can be served
+</ul>
+</html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminServer:
+    """A running server; `address` is where it listens, with the port resolved."""
+
+    address: tuple[str, int]
+    _runner: web.AppRunner
+
+    async def close(self) -> None:
+        """Stop answering."""
+        await self._runner.cleanup()
+
+
+async def start(host: str, port: int, registry: CollectorRegistry, readiness: Readiness) -> AdminServer:
+    """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen."""
+    application = web.Application()
+    application.add_routes(_routes(registry, readiness))
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    bound = runner.addresses[0]
+    return AdminServer((bound[0], bound[1]), runner)
+
+
+def _routes(registry: CollectorRegistry, readiness: Readiness) -> list[web.RouteDef]:
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = await readiness()
+        return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def index(_: web.Request) -> web.Response:
+        return web.Response(text=PAGE, content_type="text/html")
+
+    return [
+        web.get("/metrics", metrics),
+        web.get("/healthz", healthz),
+        web.get("/readyz", readyz),
+        web.get("/", index),
+    ]

@@ -1,0 +1,144 @@
+"""What a child process, a worker or the learner, does around its real work.
+
+The supervisor starts a child with one line of JSON on standard input, a `Task`; it holds the configuration
+with its secrets, which therefore appear neither in the process list nor in the environment.  Standard input
+then stays open and silent.  Its end means that the supervisor is gone, however it died, and has the same
+effect as SIGTERM: the child stops accepting, drains and ends.  Where the kernel can, it also sends SIGTERM
+when the parent dies.  Whatever happens, a child that was asked to stop is gone when `Task.patience` seconds
+have passed.
+
+On standard output a child writes one line, ``ready``, once it is about to serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from config.schema import Config
+from proxy import logs
+
+READY = b"ready\n"
+"""What a child writes to its standard output when it is about to serve."""
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+logger = logging.getLogger(__name__)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What a child is to do."""
+
+    name: str  # for the log: "worker 1"
+    config: str  # Config.to_json: holds secrets
+    sockets: tuple[int, ...] = ()  # inherited file descriptors of listening sockets
+    learner_socket: str | None = None  # path of the unix socket on which the learner listens
+    patience: float = 10.0  # seconds between a request to stop and the hard end
+
+
+def worker() -> int:
+    """Run a worker process; return its exit code."""
+
+    async def run(task: Task, config: Config, stop: asyncio.Event) -> None:
+        from proxy.admin.metrics import WorkerMetrics
+        from proxy.net.worker import run as serve
+
+        sockets = [socket.socket(fileno=fd) for fd in task.sockets]
+        learner_socket = Path(task.learner_socket) if task.learner_socket else None
+        metrics = WorkerMetrics()
+        _announce()
+        await serve(config, sockets=sockets, learner_socket=learner_socket, metrics=metrics, stop=stop)
+
+    return _main(run, uvloop.run)
+
+
+def learner() -> int:
+    """Run the learner process; return its exit code."""
+
+    async def run(task: Task, config: Config, stop: asyncio.Event) -> None:
+        from learning.worker import run as learn
+
+        assert task.learner_socket is not None
+        _announce()
+        await learn(config, Path(task.learner_socket), stop)
+
+    return _main(run, asyncio.run)
+
+
+def _main(
+    run: Callable[[Task, Config, asyncio.Event], Awaitable[None]],
+    runner: Callable[[Coroutine[Any, Any, None]], None],
+) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    _end_with_parent()
+    line = sys.stdin.buffer.readline()
+    if not line:
+        print("this command is for the supervisor; use: ruvector-proxy serve", file=sys.stderr)
+        return 2
+    task = msgspec.json.decode(line, type=Task)
+    config = Config.from_json(task.config)
+    logs.set_up(config.log, task.name)
+    try:
+        runner(_until_stopped(task, config, run))
+    except Exception:
+        logger.exception("%s failed", task.name)
+        return 1
+    return 0
+
+
+async def _until_stopped(
+    task: Task, config: Config, run: Callable[[Task, Config, asyncio.Event], Awaitable[None]]
+) -> None:
+    """Run the work until it ends; ask it to stop on SIGTERM and when the supervisor is gone."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def ask_to_stop() -> None:
+        if not stop.is_set():
+            stop.set()
+            _end_hard_after(task.patience)
+
+    def read_stdin() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            ask_to_stop()
+
+    loop.add_signal_handler(signal.SIGTERM, ask_to_stop)
+    loop.add_reader(0, read_stdin)
+    await run(task, config, stop)
+    if not stop.is_set():
+        raise RuntimeError("ended without having been asked to")
+
+
+def _end_hard_after(seconds: float) -> None:
+    """End the process even if the event loop hangs."""
+
+    def end() -> None:
+        logger.error("not finished %g s after the request to stop; ending", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the supervisor dies, where it can (Linux); elsewhere do nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _announce() -> None:
+    os.write(1, READY)

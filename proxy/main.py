@@ -1,0 +1,118 @@
+"""The command line, and the place where the parts are put together.
+
+Exit codes: 0 all well, 1 something failed while running, 2 the configuration or the command line is wrong.  A
+mistake of the user gets a message that says what to do, never a stack trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from config.loader import ConfigError, load
+from config.schema import Config
+from proxy import logs
+from proxy.version import version as installed_version
+
+app = typer.Typer(
+    name="ruvector-proxy",
+    help="A transparent PostgreSQL proxy that keeps vector search at a declared recall.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="RUVECTOR_CONFIG",
+        help="Configuration file (TOML). Without one, defaults and RUVECTOR_* variables hold.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(epilog="Example: ruvector-proxy serve --config proxy.toml")
+def serve(config: ConfigPath = None) -> None:
+    """Run the proxy until it gets SIGTERM or Ctrl-C."""
+    from proxy.supervisor import StartError, Supervisor
+
+    options = _load(config)
+    logs.set_up(options.log, "supervisor")
+    try:
+        asyncio.run(Supervisor(options).run())
+    except StartError as error:
+        _fail(str(error), 1)
+
+
+@app.command("check-config", epilog="Example: ruvector-proxy check-config --config proxy.toml")
+def check_config(config: ConfigPath = None) -> None:
+    """Read the configuration, with the environment, and show what holds, or every mistake in it."""
+    typer.echo(_load(config).model_dump_json(indent=2))
+
+
+@app.command(epilog="Example: ruvector-proxy demo")
+def demo(
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave database and proxy running until Ctrl-C.")
+    ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A fifth of the rows and few queries: a rehearsal.")
+    ] = False,
+) -> None:
+    """Show on real data what the proxy does for an application, beside PostgreSQL alone."""
+    try:
+        from bench.demo import main as run
+    except ModuleNotFoundError as error:
+        _fail(f'{error.name} is missing; install it with: pip install "ruvector-proxy[demo]"', 1)
+    raise typer.Exit(run(keep=keep, fast=fast))
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    typer.echo(f"ruvector-proxy {installed_version()}")
+
+
+@app.command("_worker", hidden=True)
+def _worker() -> None:
+    """Run a worker; started by the supervisor only."""
+    from proxy.children import worker
+
+    raise typer.Exit(worker())
+
+
+@app.command("_learner", hidden=True)
+def _learner() -> None:
+    """Run the learner; started by the supervisor only."""
+    from proxy.children import learner
+
+    raise typer.Exit(learner())
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="ruvector-proxy")
+
+
+def _load(path: Path | None) -> Config:
+    try:
+        return load(path, os.environ)
+    except ConfigError as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"ruvector-proxy: {message}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

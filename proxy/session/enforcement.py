@@ -1,0 +1,216 @@
+"""Putting settings in force for one query, and taking them back.
+
+Theory
+------
+Transaction state as the *sender* must know it: the last ReadyForQuery speaks of a segment that may lie
+behind what has been sent since.  It is certain while no transaction-control statement is under way; else it
+is UNKNOWN and treated like an open transaction block: settings are saved, and restored before another
+statement could see them.
+
+    state      extended query                       simple query
+    ---------  -----------------------------------  ----------------------------------------------
+    IDLE       settings before Bind; end with Sync  SET LOCAL in front of the text; end with it
+    OPEN       the same, restored when needed       saving SELECT in front; restored when needed
+    UNKNOWN    the same as OPEN                     left alone
+    FAILED     left alone                           left alone
+
+Rules
+-----
+* The client's own will comes first (proxy.session.will).
+* A restoration is sent only when another statement needs it; the end of the transaction restores for free.
+* Nothing is restored while a portal is suspended: its scan may still read the setting.
+* An injection that fails in autocommit is answered by sending the client's own bytes again: it gets its
+  result.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Final
+
+from learning.records import Settings
+from proxy.session import injection
+from proxy.session.adaptation import Adapter, BoundQuery
+from proxy.session.backend import FAILED, IDLE, OPEN, BackendStream, InsertedText
+from proxy.session.replies import Mark, Purpose, Segment
+from proxy.session.will import ClientWill
+from proxy.sql import Statement, VectorQuery
+
+UNKNOWN: Final = 0
+"""Transaction state that only the server knows for now; beside `IDLE`, `OPEN` and `FAILED`."""
+
+
+class Enforcer(BackendStream):
+    """What the proxy itself sends to the server, and what is in force there."""
+
+    __slots__ = (
+        "_control_segment",
+        "_disabled",
+        "_executed",
+        "_injected",
+        "_sent",
+        "_will",
+    )
+
+    def __init__(self, adapter: Adapter, parameters: dict[str, str]) -> None:
+        super().__init__(adapter)
+        self._control_segment = -1  # last segment with transaction control in it
+        self._sent = 0  # completions that the current segment will have
+        self._executed = False  # the current segment has executed something
+        self._injected: Mark | None = None  # injection of the current segment, while it may be sent again
+        self._disabled = False
+        self._will = ClientWill(parameters)
+
+    def _state(self) -> int:
+        """IDLE, OPEN or FAILED where it is certain for what is sent next; else UNKNOWN."""
+        if self._control_segment >= self._segment_in:
+            return UNKNOWN
+        return self._status
+
+    def _end_segment(self, kind: Segment) -> None:
+        self._pending.append(kind)
+        self._segment_out += 1
+        self._sent = 0
+        self._executed = False
+        self._injected = None
+        self._blind = False
+
+    # -- choosing ----------------------------------------------------------------------------------
+
+    def _settings_for(self, bound: BoundQuery) -> Settings:
+        """Return the settings chosen for a query, or none where it must be left alone."""
+        settings = bound.choice.arm.settings
+        if not settings:
+            return ()
+        if self._will.claims(settings):
+            self.adapter.counters.left_alone["client setting"] += 1
+            return ()
+        if self._will.changes_names and self.search_path is None:
+            # Only servers that report it (PostgreSQL 18) tell what names mean from now on.
+            self.adapter.counters.left_alone["search path"] += 1
+            return ()
+        if self._blind or self.copy_in or self._state() == FAILED:
+            self.adapter.counters.left_alone["state"] += 1
+            return ()
+        if self._suspended_portal is not None and settings != self._in_force:
+            self.adapter.counters.left_alone["suspended portal"] += 1
+            return ()
+        return settings
+
+    # -- extended query ----------------------------------------------------------------------------
+
+    def _enforce(self, settings: Settings, bound: BoundQuery) -> bytes | None:
+        """Return the messages after which exactly `settings` are in force."""
+        if settings == self._in_force:
+            bound.settings = settings
+            if settings:
+                self._count_adapted(bound)
+            return None
+        restored = self._restore()
+        if not settings or self._in_force:
+            return restored
+        batch = injection.injection(settings)
+        out = restored or b""
+        out += self._prepare("inject", len(settings))
+        mark = Mark(Purpose.INJECT, self._segment_out, self._sent, self._sent + batch.completions)
+        mark.bound = bound
+        self._add_mark(mark)
+        self._sent += batch.completions
+        if self._state() == IDLE and not self._executed:
+            self._injected = mark
+        self._in_force, self._in_force_segment = settings, self._segment_out
+        bound.settings = settings
+        self._count_adapted(bound)
+        return out + batch.data
+
+    def _restore(self) -> bytes | None:
+        """Return the messages that take the settings back, within the current segment."""
+        settings = self._in_force
+        if not settings or self._suspended_portal is not None:
+            return None
+        self._in_force = ()
+        prepare = self._prepare("restore", len(settings))
+        batch = injection.restoration(settings)
+        self._add_mark(Mark(Purpose.RESTORE, self._segment_out, self._sent, self._sent + batch.completions))
+        self._sent += batch.completions
+        return prepare + batch.data
+
+    def _restore_in_own_segment(self) -> bytes:
+        """The same in front of a Query: unsynced messages must not stand before it."""
+        if self._sent or self._disabled:
+            return b""
+        restored = self._restore()
+        if restored is None:
+            return b""
+        self._end_segment(Segment.OWN)
+        return restored + injection.SYNC
+
+    def _prepare(self, kind: str, count: int) -> bytes:
+        """Return the messages that prepare a statement of ours, unless the server is known to have it."""
+        name = f"{kind} {count}"
+        if name in self._prepared:
+            return b""
+        batch = injection.preparation(kind, count)
+        mark = Mark(Purpose.PREPARE, self._segment_out, self._sent, self._sent + batch.completions)
+        mark.prepares = name
+        self._add_mark(mark)
+        self._sent += batch.completions
+        return batch.data
+
+    # -- simple query ------------------------------------------------------------------------------
+
+    def _with_settings(
+        self, text: bytes, statement: Statement, query: VectorQuery, settings: Settings, bound: BoundQuery
+    ) -> bytes | None:
+        """Return the text with `settings` in force for its vector query; None where it stays as it is."""
+        before = query.completions_before or 0
+        segment = self._segment_out
+        if not settings or settings == self._in_force:
+            if query.completions_before is not None:
+                bound.settings = settings
+                self._watch(bound, segment, before, before + 2)
+            return None
+        last = query.index + 1 == statement.count
+        state = self._state()
+        plain = last and state == IDLE
+        prefix = injection.text_set_local(settings) if plain else injection.text_save_and_set(settings)
+        mark = Mark(Purpose.INJECT, segment, before, before + prefix.completions)
+        mark.bound = bound
+        if state == IDLE and query.index == 0:
+            mark.replay = injection.query_message(text)
+        self._add_mark(mark)
+        bound.settings = settings
+        self._count_adapted(bound)
+        self._watch(bound, segment, mark.last, mark.last + 2)
+        head, body, tail = text[: query.start], text[query.start : query.end], text[query.end :]
+        insertions = [(len(head.decode()), len(prefix.data))]
+        if last:
+            suffix = b""
+            if state == OPEN:
+                self._in_force, self._in_force_segment = settings, segment
+        else:
+            restoration = injection.text_restore(settings)
+            suffix = restoration.data
+            first = mark.last + 2
+            self._add_mark(Mark(Purpose.RESTORE, segment, first, first + restoration.completions))
+            insertions.append((sum(insertions[0]) + len(body.decode()), len(suffix)))
+        self._inserted.append(InsertedText(segment, tuple(insertions)))
+        return head + prefix.data + body + suffix + tail
+
+    # -- what follows ------------------------------------------------------------------------------
+
+    def _send_again(self, mark: Mark) -> None:
+        """Send the client's own bytes of a segment whose injection failed; they are one whole segment."""
+        assert mark.replay is not None
+        query = mark.replay[:1] == b"Q"
+        self.resend += mark.replay
+        self._end_segment(Segment.QUERY if query else Segment.EXTENDED)
+
+    def _watch(self, bound: BoundQuery, segment: int, first: int, last: int) -> None:
+        mark = Mark(Purpose.WATCH, segment, first, last)
+        mark.bound = bound
+        mark.sent_at = perf_counter()
+        self._add_mark(mark)
+
+    def _count_adapted(self, bound: BoundQuery) -> None:
+        self.adapter.counters.adapted[bound.query.template.relation, bound.choice.arm.name] += 1

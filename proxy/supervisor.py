@@ -1,0 +1,389 @@
+"""The parent of all processes: holds the listening sockets, keeps the others running, answers HTTP.
+
+It carries no traffic and loads nothing that could crash it.  Because the sockets are its own, a port in use
+is found before anything is started, and a worker that crashes loses its connections but not its place: new
+clients wait in the socket's queue until it is back.  Every worker has a socket of its own (SO_REUSEPORT),
+among which the kernel spreads the connections.
+
+Life of a child::
+
+    start -> "ready" -> ends unasked -> back-off (0.1 s, doubling to 10 s) -> start ...
+                     -> stop: SIGTERM, grace, SIGKILL -> gone
+
+A child that lived for 30 s begins its back-off anew.  At shutdown the workers drain first and the learner
+ends after them, so that it gets their last trajectories; /metrics answers until the end.  A second signal
+ends all at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import site
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+import proxy
+from config.schema import Config, host_port
+from proxy.admin import server
+from proxy.children import READY, Task
+from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
+from proxy.version import version
+
+Command = Callable[[str], list[str]]
+"""Returns the command line of a child: "worker" or "learner"."""
+
+GRACE = 5.0
+"""Seconds beyond the drain timeout before a child is killed."""
+
+LEARNER_PATIENCE = 10.0
+"""Seconds that the learner gets for ending."""
+
+CHECK_TIMEOUT = 2.0
+"""Seconds in which the upstream has to answer a readiness check, unless limits.connect_timeout is shorter."""
+
+BACKLOG = 4096
+
+logger = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The proxy cannot start; the message says why, and what to do."""
+
+
+class BackOff:
+    """Delays between starts: `first` seconds, doubling to `last`; anew after a life of `reset` seconds."""
+
+    def __init__(self, first: float = 0.1, last: float = 10.0, reset: float = 30.0) -> None:
+        self._first, self._last, self._reset = first, last, reset
+        self._next = first
+
+    def after(self, lifetime: float) -> float:
+        """Return how long to wait after a life of `lifetime` seconds, both in seconds."""
+        if lifetime >= self._reset:
+            self._next = self._first
+        delay, self._next = self._next, min(2 * self._next, self._last)
+        return delay
+
+
+def own_command(kind: str) -> list[str]:
+    """Return the command line with which this program starts itself as a child."""
+    # -P: a folder named "proxy" or "config" in the working directory must not be taken for ours.
+    return [sys.executable, "-P", "-m", "proxy.main", f"_{kind}"]
+
+
+def child_environment(metrics_directory: Path) -> dict[str, str]:
+    """Return the environment of the children: they import what this process did, and share its metrics."""
+    root = str(Path(proxy.__file__).parent.parent)
+    environment = dict(os.environ, PROMETHEUS_MULTIPROC_DIR=str(metrics_directory))
+    if root not in site.getsitepackages():
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
+    """Return `count` sets of listening sockets, in each one socket for each address of `host`.
+
+    Port 0 takes any free one, the same for all.
+
+    Raises
+    ------
+    StartError
+        The name is unknown, or an address is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        families = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+        sets: list[list[socket.socket]] = [[] for _ in range(count)]
+        for family, address in families:
+            # SO_REUSEPORT would let a second proxy in unnoticed, so try without it first.
+            with _bound(family, address, port, shared=False) as probe:
+                port = probe.getsockname()[1]
+            for sockets in sets:
+                sockets.append(_bound(family, address, port, shared=True))
+        for listening in (each for sockets in sets for each in sockets):
+            listening.listen(BACKLOG)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {host_port(host, port)}: {reason(error)} (listen.host, listen.port)"
+        ) from error
+    return sets
+
+
+def _bound(family: int, address: tuple[object, ...], port: int, *, shared: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            both = address[0] == "::"  # "everywhere" includes IPv4
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
+        bound.bind((address[0], port, *address[2:]))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+class Child:
+    """One process that is kept running.  `on_exit` is called with the pid of each process that is gone."""
+
+    def __init__(
+        self, task: Task, command: list[str], environment: dict[str, str], on_exit: Callable[[int], None]
+    ) -> None:
+        self.name = task.name
+        self.ready = False
+        self._task, self._command, self._environment, self._on_exit = task, command, environment, on_exit
+        self._stopping = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self, back_off: BackOff) -> None:
+        """Start the process, and again whenever it ends, until `stop` is called."""
+        self._running = asyncio.create_task(self._keep_running(back_off))
+
+    async def stop(self) -> None:
+        """Ask the process to end, kill it when its patience is over, and return when it is gone."""
+        self._stopping.set()
+        self._signal(signal.SIGTERM)
+        if self._running:
+            done, _ = await asyncio.wait({self._running}, timeout=self._task.patience + 1.0)
+            if not done:
+                logger.error("%s does not end; killing it", self.name)
+                self._signal(signal.SIGKILL)
+            await self._running
+
+    def kill(self) -> None:
+        """End the process at once; it is not started again."""
+        self._stopping.set()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _keep_running(self, back_off: BackOff) -> None:
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            outcome = await self._live()
+            if self._stopping.is_set():
+                return
+            delay = back_off.after(time.monotonic() - started)
+            logger.error("%s %s; starting it again in %.1f s", self.name, outcome, delay)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+
+    async def _live(self) -> str:
+        """Run the process once; return in words how it ended."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=self._task.sockets,
+                env=self._environment,
+                process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone
+            )
+        except OSError as error:
+            return f"cannot be started: {reason(error)}"
+        self._process = process
+        if self._stopping.is_set():
+            self._signal(signal.SIGTERM)
+        try:
+            return await self._attend(process)
+        finally:
+            self.ready = False
+            self._process = None
+            self._on_exit(process.pid)
+
+    async def _attend(self, process: asyncio.subprocess.Process) -> str:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(ConnectionError):  # it ended at once: the exit code will tell
+            process.stdin.write(msgspec.json.encode(self._task) + b"\n")
+            await process.stdin.drain()
+        while said := await process.stdout.read(4096):
+            if READY in said:
+                self.ready = True
+                logger.info("%s is up (pid %d)", self.name, process.pid)
+        code = await process.wait()
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+class Supervisor:
+    """The processes of one proxy.  `command` gives the command line of a child, for tests."""
+
+    def __init__(self, config: Config, command: Command = own_command) -> None:
+        self._config = config
+        self._command = command
+        self._stop = asyncio.Event()
+        self._workers: list[Child] = []
+        self._learner: Child | None = None
+        self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
+        self._registry = CollectorRegistry()
+        self._restarts = Counter(
+            "ruvector_child_exits", "Ends of child processes.", ("process",), registry=self._registry
+        )
+        up = Gauge("ruvector_workers_up", "Worker processes that accept clients.", registry=self._registry)
+        up.set_function(lambda: sum(worker.ready for worker in self._workers))
+        build = Gauge(
+            "ruvector_build_info",
+            "Always 1; the label says what runs.",
+            ("version",),
+            registry=self._registry,
+        )
+        build.labels(version()).set(1)
+
+    async def run(self) -> None:
+        """Serve until a signal or `stop` comes; return when every process has ended.
+
+        Raises
+        ------
+        StartError
+            An address cannot be listened on; nothing has been started.
+        """
+        listen = self._config.listen
+        allow_many_files()
+        sockets = bind(listen.host, listen.port, self._config.workers.resolved)
+        with tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name, _closing(sockets):
+            directory = Path(name)
+            (directory / "metrics").mkdir()
+            MultiProcessCollector(self._registry, str(directory / "metrics"))  # type: ignore[no-untyped-call]
+            admin = await self._start_admin()
+            self._handle_signals()
+            self._start_children(directory, sockets)
+            self._log_start(sockets[0], admin)
+            checks = [asyncio.create_task(check) for check in self._checks()]
+            await self._stop.wait()
+            for check in checks:
+                check.cancel()
+            await self._end(sockets)
+            await admin.close()
+        logger.info("stopped")
+
+    def stop(self) -> None:
+        """Begin to stop; called again, end at once."""
+        if self._stop.is_set():
+            for child in self._children():
+                child.kill()
+        self._stop.set()
+
+    async def problems(self) -> list[str]:
+        """Return the reasons for which clients cannot be served; none: ready."""
+        if self._stop.is_set():
+            return ["the proxy is stopping"]
+        found = [] if any(worker.ready for worker in self._workers) else ["no worker is up"]
+        upstream = await self._upstream.problem()
+        return [*found, upstream] if upstream else found
+
+    def _children(self) -> list[Child]:
+        return [*self._workers, *([self._learner] if self._learner else [])]
+
+    async def _start_admin(self) -> server.AdminServer:
+        options = self._config.admin
+        try:
+            return await server.start(options.host, options.port, self._registry, self.problems)
+        except OSError as error:
+            where = host_port(options.host, options.port)
+            raise StartError(
+                f"cannot answer HTTP on {where}: {reason(error)} (admin.host, admin.port)"
+            ) from error
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(
+            signal.SIGHUP,
+            logger.warning,
+            "the configuration is not read again while running; restart the proxy",
+        )
+
+    def _start_children(self, directory: Path, sockets: list[list[socket.socket]]) -> None:
+        environment = child_environment(directory / "metrics")
+        config = self._config.to_json()
+        learning = self._config.learner.dsn is not None and self._config.learning.enabled
+        learner_socket = str(directory / "learner.sock") if learning else None
+
+        def start(kind: str, task: Task) -> Child:
+            def on_exit(pid: int) -> None:
+                self._restarts.labels(kind).inc()
+                mark_process_dead(pid, str(directory / "metrics"))  # type: ignore[no-untyped-call]
+
+            child = Child(task, self._command(kind), environment, on_exit)
+            child.start(BackOff())
+            return child
+
+        if learner_socket:
+            self._learner = start("learner", Task("learner", config, (), learner_socket, LEARNER_PATIENCE))
+        patience = self._config.limits.drain_timeout + GRACE
+        for number, listening in enumerate(sockets, 1):
+            numbers = tuple(each.fileno() for each in listening)
+            task = Task(f"worker {number}", config, numbers, learner_socket, patience)
+            self._workers.append(start("worker", task))
+
+    def _log_start(self, sockets: list[socket.socket], admin: server.AdminServer) -> None:
+        config = self._config
+        addresses = " and ".join(host_port(*each.getsockname()[:2]) for each in sockets)
+        if self._learner:
+            learner = f"on ({config.learner.redacted_dsn})"
+        else:
+            learner = "off (learning.enabled = false)" if config.learner.dsn else "off (no learner.dsn)"
+        logger.info(
+            "ruvector-proxy %s listens on %s for %s; workers: %d; learner: %s; metrics: http://%s/metrics",
+            *(
+                version(),
+                addresses,
+                config.upstream.address,
+                len(self._workers),
+                learner,
+                host_port(*admin.address),
+            ),
+        )
+
+    def _checks(self) -> list[Coroutine[None, None, None]]:
+        """Return what is to be said about the servers once the proxy runs."""
+        learner = self._config.learner
+        checks = [self._upstream.watch_start()]
+        if self._learner:
+            checks.append(check_learner_dsn(learner, self._config.limits.connect_timeout))
+        return checks
+
+    async def _end(self, sockets: list[list[socket.socket]]) -> None:
+        """Let the workers drain, then end the learner, which so gets their last trajectories."""
+        logger.info("stopping; open transactions have %g s to end", self._config.limits.drain_timeout)
+        for each in (each for listening in sockets for each in listening):
+            each.close()  # the workers close theirs: new clients are refused from now on
+        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        if self._learner:
+            await self._learner.stop()
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files as far as allowed; children inherit it.  A client takes two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems report more than they grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def _closing(sockets: list[list[socket.socket]]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for each in (each for listening in sockets for each in listening):
+            each.close()

@@ -1,0 +1,117 @@
+"""The demo from beginning to end, small; and what is left of it when it is interrupted or cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.demo import main
+from bench.demo.results import AS_IT_COMES, PROXY
+from bench.embedded import EmbeddedPostgres
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240)]
+
+_RUN = (
+    "import sys; from pathlib import Path; from bench.demo import main; "
+    "sys.exit(main(fast=True, home=Path(sys.argv[1]), results=Path(sys.argv[2])))"
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's directory, which later tests find as earlier ones left it."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture
+def started(home: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A demo in a process of its own."""
+    command = [sys.executable, "-c", _RUN, str(home), str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def _processes_naming(text: str) -> list[str]:
+    """Return the command lines of all processes that mention `text`, without this test's own demo process."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if text in line and _RUN not in line:
+                found.append(line)
+    return found
+
+
+def _wait_until(*, log: Path, words: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not (log.exists() and words in log.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{words!r} not in {log}"
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_demo_leaves_no_process_behind(
+    started: subprocess.Popen[str], home: Path, how: signal.Signals
+) -> None:
+    (home / "proxy.log").unlink(missing_ok=True)
+    _wait_until(log=home / "proxy.log", words="learning about", process=started)
+    assert len(_processes_naming(str(home))) >= 2  # PostgreSQL and the proxy's supervisor
+    os.kill(started.pid, how)
+    output, _ = started.communicate(timeout=60)
+    assert started.returncode == (130 if how is signal.SIGINT else -how)
+    assert how is signal.SIGKILL or "nothing is left running" in output
+    deadline = time.monotonic() + 40
+    while _processes_naming(str(home)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _processes_naming(str(home)) == []
+
+
+def test_demo_ends_with_a_picture_and_figures_and_reuses_the_data(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fast=True, home=home, results=tmp_path) == 0
+    output = capsys.readouterr().out
+    assert "still there from an earlier run" in output
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "## Verdicts" in (tmp_path / "demo.md").read_text()
+    results = json.loads((tmp_path / "demo.json").read_text())
+    assert len(results["categories"]) == 45
+    assert results["learning_figures"]["queries adapted"] > 0
+    assert results["filtered"][AS_IT_COMES]["incomplete"] > 0
+    assert results["filtered"][PROXY]["recall"] > results["filtered"][AS_IT_COMES]["recall"]
+
+
+def test_demo_beside_a_running_one_is_refused_in_plain_words(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with EmbeddedPostgres(home / "postgres") as other:
+        assert main(fast=True, home=home, results=tmp_path) == 1
+        assert f"kill -INT {other.pid}" in capsys.readouterr().out
+        assert other.pid is not None
+
+
+def test_proxy_that_ends_at_once_is_reported_with_its_log(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaint = "import sys; print('port 1 is in use'); sys.exit(1)"
+    monkeypatch.setattr("bench.demo.proxy.command", lambda: [sys.executable, "-c", complaint])
+    assert main(fast=True, home=home, results=tmp_path) == 1
+    output = capsys.readouterr().out
+    assert "exit code 1" in output
+    assert "port 1 is in use" in output
