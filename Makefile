@@ -5,6 +5,8 @@ PYTHONS := python3.13 python3.12 python3.11 python3
 BIN     := .venv/bin
 DEV     := .venv/.installed-dev
 DEMO    := .venv/.installed-demo
+HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
+           echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
 .PHONY: help demo test lint types unit integration clean
 .DELETE_ON_ERROR:
@@ -45,12 +47,12 @@ clean: ## remove what was built, measured and installed here
 # pip reaches for the network only when the stamp is missing or older than pyproject.toml.
 $(DEV): .venv/bin/python pyproject.toml
 	@echo "== installing for development; the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]' || { $(HINT); }
 	@touch $@ $(DEMO)
 
 $(DEMO): .venv/bin/python pyproject.toml
 	@echo "== installing; the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]' || { $(HINT); }
 	@touch $@
 
 .venv/bin/python:

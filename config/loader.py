@@ -91,7 +91,10 @@ def load(path: Path | None, env: Mapping[str, str]) -> Config:
     overrides, problems = _overrides(env)
     names = {key: variable(key) for key in overrides}
     for key, value in overrides.items():
-        problems += _set(data, key.split("."), value)
+        name, _, option = key.partition(".")
+        section = data.setdefault(name, {})
+        if isinstance(section, dict):  # else the validation reports it
+            section[option] = value
     problems += _merge_tables(data, env)
     try:
         config = Config.model_validate(data)
@@ -153,13 +156,6 @@ def _alternatives(type_: Any) -> set[Any]:
     if get_origin(type_) in (Union, UnionType):
         return set().union(*map(_alternatives, get_args(type_)))
     return {type_}
-
-
-def _set(data: dict[str, Any], path: list[str], value: Any) -> list[Problem]:
-    section, key = path
-    if isinstance(data.setdefault(section, {}), dict):
-        data[section][key] = value
-    return []  # a section that is no table is reported by the validation
 
 
 def _merge_tables(data: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:

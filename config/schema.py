@@ -142,10 +142,7 @@ class Workers(Section):
     count: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = option(
         1,
         'Number of worker processes; "auto" takes one per CPU that this process may use.',
-        downside=(
-            "Each worker costs a core under load and about 100 MB; connections are spread, not balanced by"
-            " load."
-        ),
+        downside="Each may use a core and takes 60 MB or more; connections are spread, not balanced by load.",
     )
 
     @property
@@ -164,8 +161,8 @@ class Learner(Section):
     dsn: SecretStr | None = option(
         None,
         "Connection URI for exact searches and EXPLAIN on the side, e.g. "
-        "postgresql://user:password@host:5432/db. "
-        "Its role needs SELECT on the tables to be tuned. Without it the learner is off: "
+        "postgresql://user:password@host:5432/db. Its role needs SELECT on the tables to be tuned. Without"
+        " it the learner is off: "
         "queries are relayed and counted, and run as they came.",
         downside=(
             "The role reads the tables, so treat the URI as a secret; set RUVECTOR_LEARNER_DSN to keep it "
@@ -226,12 +223,8 @@ class Store(Section):
     path: Path = option(
         Path("state"),
         "State directory; it is created where missing. A relative path starts at the configuration file's "
-        "directory, "
-        "without a file at the working directory.",
-        downside=(
-            "Losing it means measuring again; it holds query vectors and filter values unless anonymize is"
-            " on."
-        ),
+        "directory, without a file at the working directory.",
+        downside="Losing it means measuring again; it holds query vectors and values unless anonymize is on.",
         strict=False,
     )
 
@@ -255,19 +248,15 @@ class Learning(Section):
         0.98,
         "Recall that is to be kept: the mean share of the true nearest rows that a query returns.",
         unit="share, above 0 to 1",
-        downside=(
-            "The last hundredths are the dearest: 0.99 may cost twice the latency of 0.98. 1 means exact "
-            "search."
-        ),
+        downside="The last hundredths are the dearest: 0.99 may cost twice the latency of 0.98.",
         gt=0.0,
         le=1.0,
     )
     optimize_for: OptimizeFor = option(
         "balanced",
-        '"balanced" keeps the target at the lowest latency; "recall" keeps it in every context that has '
-        "enough traffic, "
-        'not only on average; "latency" counts the target as met within the error of measurement.',
-        downside='"recall" is slower, "latency" may fall a little short of the target.',
+        "How sure it must be that a setting keeps the target before it is chosen: "
+        '"recall" about 98 %, "balanced" 84 %, "latency" 50 %.',
+        downside='"recall" takes slower settings, "latency" may fall short of the target more often.',
     )
     learning_rate: float = option(
         0.01,
@@ -294,7 +283,7 @@ class Learning(Section):
     )
     min_samples: int = option(
         100,
-        "Measured queries that a kind of query needs before it gets settings of its own.",
+        "Measured queries of one kind that are needed before they are told apart by their vectors.",
         unit="queries",
         downside="Fewer adapts sooner, on thinner evidence.",
         ge=1,

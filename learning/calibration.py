@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learning import density, difficulty, lookup
-from learning.curves import Evidence, Floats, cheapest, mean_and_error
+from learning.curves import Caution, Evidence, Floats, cheapest, estimate
 from learning.density import Sketch, SketchData, normalise
 from learning.reasoning_bank import LearnedPattern, ReasoningBank
 from learning.records import Arm, QueryPolicy
@@ -47,7 +47,7 @@ class Goal:
     """What a policy has to reach."""
 
     target: float
-    certainty: float  # standard errors
+    caution: Caution
     strict: bool = False
     lookup_ms: float = 0.0  # what one lookup costs in the proxy
     max_patterns: int = 1000
@@ -82,6 +82,7 @@ class _Inputs:
     """What the features are made from, for every label."""
 
     unit: NDArray[np.float32]  # [n, dimensions], length 1
+    cosines: NDArray[np.float32]  # [n, n], -inf on the diagonal: no query is its own neighbour
     density: Floats  # [n, FEATURES] or [n, 0]
     misses: Floats  # [n]
     recall: Floats  # [n, usable arms]
@@ -136,14 +137,13 @@ def _inputs(
     recall = queries.evidence.recall[:, usable]
     unit = normalise(queries.vectors)
     seen = sketch_index.look(queries.vectors) if sketch_index is not None else None
-    if seen is None:
-        around = np.zeros((len(unit), 0))
-    else:
-        around = density.features(seen, density.noise_floor(seen))
+    around = np.zeros((len(unit), 0)) if seen is None else density.features(seen, density.noise_floor(seen))
     kept = np.zeros(len(unit), dtype=bool)
     kept[-goal.max_patterns :] = True
     misses = difficulty.miss(queries.evidence.recall[:, efforts])
-    return _Inputs(unit, around, misses, recall, efforts, queries.evidence.weight, kept), seen
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    return _Inputs(unit, cosines, around, misses, recall, efforts, queries.evidence.weight, kept), seen
 
 
 def _calibrating(evidence: Evidence) -> NDArray[np.bool_]:
@@ -151,28 +151,17 @@ def _calibrating(evidence: Evidence) -> NDArray[np.bool_]:
     return evidence.uniform if evidence.uniform.sum() >= _MIN_UNIFORM else np.ones(len(evidence), dtype=bool)
 
 
-def _training_features(inputs: _Inputs, rows: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp], Floats]:
-    """Return features of `rows`, each judged by the others, with its neighbours (indexes into all) and cosines."""
-    pool = rows[inputs.kept[rows]]
-    cosines = inputs.unit[rows] @ inputs.unit[pool].T
-    cosines[rows[:, None] == pool[None, :]] = -np.inf
-    return _with_memory(inputs, inputs.density[rows], pool, cosines)
-
-
-def _query_features(
+def _features(
     inputs: _Inputs, rows: NDArray[np.intp], pool: NDArray[np.intp]
 ) -> tuple[Floats, NDArray[np.intp], Floats]:
-    """Return the same for queries that are not among the patterns `pool`."""
-    return _with_memory(inputs, inputs.density[rows], pool, inputs.unit[rows] @ inputs.unit[pool].T)
+    """Return the features of `rows`, judged by the labels `pool` without themselves.
 
-
-def _with_memory(
-    inputs: _Inputs, around: Floats, pool: NDArray[np.intp], cosines: NDArray[np.float32]
-) -> tuple[Floats, NDArray[np.intp], Floats]:
-    nearest, near_cosines = difficulty.nearest(cosines)
+    With the features come each row's neighbours, as indexes into all labels, and their cosines.
+    """
+    nearest, cosines = difficulty.nearest(inputs.cosines[np.ix_(rows, pool)])
     chosen = pool[nearest]
-    memory = difficulty.neighbourhood(near_cosines, inputs.misses[chosen], inputs.weight[chosen])
-    return np.column_stack((around, memory)), chosen, near_cosines
+    memory = difficulty.neighbourhood(cosines, inputs.misses[chosen], inputs.weight[chosen])
+    return np.column_stack((inputs.density[rows], memory)), chosen, cosines
 
 
 def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
@@ -182,11 +171,12 @@ def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
     curves, z = np.empty_like(inputs.recall), np.empty(count)
     for held in range(FOLDS):
         train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
-        features, _, _ = _training_features(inputs, train)
+        pool = train[inputs.kept[train]]
+        features, _, _ = _features(inputs, train, pool)
         model = difficulty.fit(features, inputs.recall[train], inputs.misses[train], inputs.weight[train])
         residual = np.zeros_like(inputs.recall)
         residual[train] = inputs.recall[train] - model.curves(model.difficulty(features))
-        features, near, cosines = _query_features(inputs, test, train[inputs.kept[train]])
+        features, near, cosines = _features(inputs, test, pool)
         z[test] = model.difficulty(features)
         base = model.curves(z[test])
         curves[test] = difficulty.remember(base, cosines, residual[near], inputs.weight[near])
@@ -200,17 +190,13 @@ def choose(curves: Floats, cost: Floats, price: float) -> NDArray[np.intp]:
 
 
 def _lower_bound(recall: Floats, z: Floats, weight: Floats, goal: Goal) -> float:
-    """Return what the mean recall [n] is at least, with the goal's certainty (and contract)."""
+    """Return what the mean recall [n] is at least, with the goal's caution and contract."""
     if not goal.strict:
         groups = [np.ones(len(z), dtype=bool)]
     else:
         third = np.searchsorted(np.quantile(z, (1 / 3, 2 / 3)), z)
         groups = [third == i for i in range(3)]
-    bounds = []
-    for group in groups:
-        mean, error = mean_and_error(recall[group], weight[group])
-        bounds.append(float(mean - goal.certainty * error))
-    return min(bounds)
+    return min(float(estimate(recall[group], weight[group]).lower(goal.caution)) for group in groups)
 
 
 def _calibrate(
@@ -249,7 +235,7 @@ def _static_cost(
 
 def _safe_arm(inputs: _Inputs, z: Floats, cost: Floats, goal: Goal) -> int:
     hard = z >= np.quantile(z, 0.75)
-    mean, _ = mean_and_error(inputs.recall[hard], inputs.weight[hard])
+    mean = estimate(inputs.recall[hard], inputs.weight[hard]).mean
     arm = cheapest(mean, cost, goal.target, np.ones(len(cost), dtype=bool))
     return int(np.argmax(mean - 1e-6 * cost)) if arm is None else arm
 
@@ -265,7 +251,7 @@ def _policy(
     goal: Goal,
 ) -> QueryPolicy:
     """Return the policy fitted to all labels, ready for lookup."""
-    features, _, cosines = _training_features(inputs, np.arange(len(inputs.unit)))
+    features, _, cosines = _features(inputs, np.arange(len(inputs.unit)), np.flatnonzero(inputs.kept))
     narrow = difficulty.fit(features, inputs.recall, inputs.misses, inputs.weight)
     surface = np.zeros((difficulty.GRID, len(arms)))
     surface[:, usable] = narrow.surface

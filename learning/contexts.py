@@ -15,8 +15,8 @@ Rules
   mean.
 - "As is" never serves a filtered template: without a custom plan the server may replace the plan that was
   measured by a generic one.
-- Costs within 15 % are equal, and then the surer arm serves: which of two equal arms looks faster is noise, and
-  a policy that follows noise is never at rest.
+- Costs within 15 % are equal, and then the surer arm serves: which of two equal arms looks faster is noise,
+  and a policy that follows noise is never at rest.
 - Where exact search would cost more than `Limits.exact_ms`, it is not chosen: a slow answer beats a wrong
   one, but a stalled server helps nobody.  Then the arm with the highest recall serves, and the context's
   expected recall says so.
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learning.curves import Evidence, Floats, cheapest, costs, ladders, mean_and_error
+from learning.curves import Caution, Evidence, Floats, cheapest, costs, estimate, ladders
 from learning.records import Arm, ContextPolicy
 
 MIN_LABELS = 3
@@ -48,7 +48,7 @@ class Limits:
     """What a context's arm has to keep."""
 
     target: float
-    certainty: float  # standard errors
+    caution: Caution
     exact_ms: float
     filtered: bool = False
 
@@ -77,20 +77,24 @@ def judge(
 ) -> Judged:
     """Return the arm for the context that `labels` were measured in.
 
-    `wider` is evidence of other contexts too, to which the recall is shrunk.  `alike`: they are of about the same
-    selectivity, so that the costs are comparable as well.
+    `wider` is evidence of other contexts too, to which the recall is shrunk.  `alike`: they are of about
+    the same selectivity, so that the costs are comparable as well.
     """
     groups = ladders(arms)
     cost = costs(labels.ms, groups)
-    mean, error = mean_and_error(labels.recall, labels.weight)
-    count = float(labels.weight.sum())
+    own = estimate(labels.recall, labels.weight)
+    mean, lower = own.mean, own.lower(limits.caution)
     if wider is not None and len(wider) > len(labels):
-        wide_mean, _ = mean_and_error(wider.recall, wider.weight)
-        mean = (count * mean + _PRIOR_COUNT * wide_mean) / (count + _PRIOR_COUNT)
+        # The imagined miss is among all the labels that speak, not among the few of this context.
+        wide = estimate(wider.recall, wider.weight)
+        known = wide.lower(Caution(0.0, limits.caution.misses))
+        share = own.count / (own.count + _PRIOR_COUNT)
+        mean = share * own.mean + (1.0 - share) * wide.mean
+        lower = share * own.mean + (1.0 - share) * known - limits.caution.deviations * own.error
         if alike:
             cost = _shrunk_cost(cost, costs(wider.ms, groups), len(labels))
     exact = np.array([arm.kind == "exact" for arm in arms])
-    lower = np.where(exact, 1.0, mean - limits.certainty * error)
+    lower = np.where(exact, 1.0, lower)
     allowed = ~exact | (cost <= limits.exact_ms)
     if limits.filtered:
         allowed &= np.array([arm.kind != "as-is" for arm in arms])

@@ -13,8 +13,10 @@ Rules
   mean of that arm, never more than a larger effort gave.  An arm that was never measured has infinite cost.
 - Old labels count less: each `min_samples` newer labels take off the share `learning_rate`, so that the
   evidence is worth ``min_samples / learning_rate`` labels however long the product runs.
-- A mean is believed only up to a lower bound: its standard error comes from the sample's variance and from
-  a few pseudo-labels, because five perfect labels do not prove perfection.
+- A mean is believed only up to a lower bound.  Recall has a heavy tail: now and then a query finds nothing,
+  and a sample without such a query flatters.  So one full miss is imagined among the labels (conformal risk
+  control, arXiv 2208.02814), and standard errors are taken off, which come from the sample's variance and
+  from a few pseudo-labels, because five perfect labels do not prove perfection.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Evidence:
 
 
 def ladders(arms: Sequence[Arm]) -> list[list[int]]:
-    """Return the indexes of the arms that form ladders, each in order of effort; arms without effort are left out."""
+    """Return the indexes of the arms of each ladder in order of effort; arms without effort are left out."""
     groups: dict[object, list[int]] = {}
     for index, arm in enumerate(arms):
         setting = effort_setting(arm)
@@ -124,7 +126,10 @@ def costs(ms: Floats, groups: Sequence[Sequence[int]]) -> Floats:
 
 
 def isotonic(values: Floats, weights: Floats) -> Floats:
-    """Return the non-decreasing sequence nearest to `values` in weighted squares (pool adjacent violators)."""
+    """Return the non-decreasing sequence nearest to `values` in weighted squares (pool adjacent violators).
+
+    Barlow et al., Statistical Inference under Order Restrictions, 1972.
+    """
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
         blocks.append((value, weight, 1))
@@ -134,20 +139,41 @@ def isotonic(values: Floats, weights: Floats) -> Floats:
     return np.repeat([mean for mean, _, _ in blocks], [length for _, _, length in blocks]).astype(np.float64)
 
 
-def mean_and_error(recall: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Return the weighted mean over labels and its standard error, along axis 0; shapes [arms] or scalars.
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """How far below an estimate the truth is taken to lie."""
 
-    No labels: mean 0 and error 1.
-    """
-    total = weight.sum()
+    deviations: float  # standard errors
+    misses: float  # queries that found nothing, imagined among the labels
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean recall over labels, [arms] or a scalar."""
+
+    mean: Floats
+    error: Floats  # standard error
+    count: float  # labels, unequal weights taken into account
+
+    def lower(self, caution: Caution) -> Floats:
+        """Return what the mean is at least."""
+        bound: Floats = (
+            self.mean * self.count / (self.count + caution.misses) - caution.deviations * self.error
+        )
+        return bound
+
+
+def estimate(recall: Floats, weight: Floats) -> Estimate:
+    """Return the weighted mean of recall [n, arms] or [n] over labels; no labels: mean 0 and error 1."""
+    total = float(weight.sum())
     if total <= 0.0:
         shape = recall.shape[1:]
-        return np.zeros(shape), np.ones(shape)
+        return Estimate(np.zeros(shape), np.ones(shape), 1e-9)
     mean = np.tensordot(weight, recall, axes=1) / total
     variance = np.tensordot(weight, (recall - mean) ** 2, axes=1) / total
-    count = total**2 / (weight**2).sum()  # Kish's effective sample size
+    count = total**2 / float((weight**2).sum())  # Kish's effective sample size
     variance = (variance * count + _PRIOR_DEVIATION**2 * _PRIOR_COUNT) / (count + _PRIOR_COUNT)
-    return mean, np.sqrt(variance / count)
+    return Estimate(mean, np.sqrt(variance / count), count)
 
 
 def cheapest(

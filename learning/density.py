@@ -1,22 +1,22 @@
 """How dense the table is around a query: the strongest signal of how hard the query is for a graph index.
 
-The *sketch* is a uniform sample of the table's own vectors (10,000 or more), held in an in-process HNSW index.
-The distances from a query to its nearest sketch rows say how many rows crowd around it; a graph search loses
-its way where many are nearly as near as the nearest.  The logarithms of a few of these distances, and of their
-gaps, are the features of `learning.difficulty`.  A logarithm makes them free of the metric's unit and makes
-"twice as far" the same step everywhere.
+The *sketch* is a uniform sample of the table's own vectors (10,000 or more), held in an in-process HNSW
+index. The distances from a query to its nearest sketch rows say how many rows crowd around it; a graph
+search loses its way where many are nearly as near as the nearest.  The logarithms of a few of these
+distances, and of their gaps, are the features of `learning.difficulty`.  A logarithm makes them free of the
+metric's unit and makes "twice as far" the same step everywhere.
 
-Rows are projected on their `COMPONENTS` principal directions before they are indexed.  For 384-dimensional text
-embeddings that said as much about difficulty as all dimensions, in a third of the time and memory; what the
-projection of a query leaves over is a feature of its own.  Vectors are normalised first, except for Euclidean
-distance.
+Rows are projected on their `COMPONENTS` principal directions before they are indexed.  For 384-dimensional
+text embeddings that said as much about difficulty as all dimensions, in a third of the time and memory;
+what the projection of a query leaves over is a feature of its own.  Vectors are normalised first, except
+for Euclidean distance.
 
 The sketch travels in a snapshot as int8 (one scale for all, error below 1 % of a component's range): 10,000
 rows take 1.3 MB on the wire and about 7 MB in the index.  Learner and worker build the index from the same
 bytes, with one thread and a fixed seed, and so see the same distances.
 
-Literature: LAET (SIGMOD 2020) and Tao (arXiv 2110.00696) predict effort from distances seen inside the search;
-a transparent proxy cannot look inside, so it keeps a small sibling of the graph.
+Literature: LAET (SIGMOD 2020) and Tao (arXiv 2110.00696) predict effort from distances seen inside the
+search; a transparent proxy cannot look inside, so it keeps a small sibling of the graph.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPONENTS = 128
 """Principal directions kept; 64 lose a part of the signal."""
 
 MAX_ROWS = 20_000
-"""Rows kept; more see finer density (30,000 of 117,659 rows saved 3 % more) and cost lookup time and memory."""
+"""Rows kept; more see finer density and cost lookup time and memory."""
 
 _RANKS = (0, 1, 4, 9, 19, 31)
 _PICKED = np.array((*_RANKS, 9, 31, NEIGHBOURS))  # distances by rank, two reaches, the energy left over
@@ -112,9 +112,9 @@ class Sketch:
         self._offset = self._centre @ self._basis
         self._centre_square = float(self._centre @ self._centre)
         components = self._basis.shape[1]
-        rows = np.frombuffer(data.codes, dtype=np.int8).reshape(-1, components).astype(np.float32) * np.float32(
-            data.scale
-        )
+        rows = np.frombuffer(data.codes, dtype=np.int8).reshape(-1, components).astype(
+            np.float32
+        ) * np.float32(data.scale)
         if len(rows) < NEIGHBOURS:
             raise ValueError(f"a sketch of {len(rows)} rows, at least {NEIGHBOURS} are needed")
         self._index = hnswlib.Index("l2", components)
@@ -129,7 +129,8 @@ class Sketch:
         Squared distances to the nearest rows in the projection, increasing, and last the energy of what the
         projection leaves over.
         """
-        # The sums of squares stand in for a centred copy of the vectors, which would cost more than the search.
+        # The sums of squares stand in for a centred copy of the vectors, which would cost more than the
+        # search.
         squares = np.einsum("ij,ij->i", vectors, vectors)
         factor = np.ones_like(squares) if self._euclidean else 1.0 / np.sqrt(np.maximum(squares, 1e-30))
         projected = (vectors @ self._basis) * factor[:, None] - self._offset

@@ -10,7 +10,8 @@ range (`available`).  pgvector is the dialect that is tested against a real serv
 - One ordered ladder per index: ``ef_search`` (HNSW) or ``probes`` (IVFFlat) in geometric steps.  Recall
   grows with effort, and a step of about a quarter costs at most a quarter too much.  An HNSW scan returns
   at most ``ef_search`` rows, so no rung lies below the largest k.
-- Filtered templates also get iterative scans, strict and relaxed: they go on until k rows pass the filter.
+- Filtered templates get fewer rungs and iterative scans, strict and relaxed, which go on until k rows pass.
+- With both kinds of index each arm also carries the setting that steers the planner to its own.
 - "exact" comes last: without index scans the planner is left with a bitmap or sequential scan and a sort.
 
 Plans and settings: the server may keep a *generic* plan for a prepared statement, and then a setting that
@@ -53,10 +54,10 @@ def _words(name: str, words: tuple[str, ...], effect: str) -> Setting:
 
 DIALECTS: Mapping[str, tuple[Setting, ...]] = {
     "pgvector": (
-        _number("hnsw.ef_search", 1, 1000, 40, "candidates kept by an HNSW scan; also the most rows it returns"),
-        _words("hnsw.iterative_scan", ("off", "relaxed_order", "strict_order"), "go on until enough rows pass"),
+        _number("hnsw.ef_search", 1, 1000, 40, "candidates of an HNSW scan, and its most rows"),
+        _words("hnsw.iterative_scan", ("off", "relaxed_order", "strict_order"), "go on until k rows pass"),
         _number("hnsw.max_scan_tuples", 1, 2**31 - 1, 20000, "where an iterative HNSW scan gives up"),
-        _number("hnsw.scan_mem_multiplier", 1, 1000, 1, "memory of an iterative scan, in multiples of work_mem"),
+        _number("hnsw.scan_mem_multiplier", 1, 1000, 1, "memory of an iterative scan, times work_mem"),
         _number("ivfflat.probes", 1, 32768, 1, "lists that an IVFFlat scan reads"),
         _words("ivfflat.iterative_scan", ("off", "relaxed_order"), "read more lists until enough rows pass"),
         _number("ivfflat.max_probes", 1, 32768, 32768, "where an iterative IVFFlat scan gives up"),
@@ -76,7 +77,7 @@ DIALECTS: Mapping[str, tuple[Setting, ...]] = {
     ),
     "pg_diskann": (
         _number("diskann.l_value_is", 1, 10000, 100, "candidates kept by the graph search"),
-        _words("diskann.iterative_search", ("off", "relaxed_order", "strict_order"), "go on until enough rows pass"),
+        _words("diskann.iterative_search", ("off", "relaxed_order", "strict_order"), "until k rows pass"),
     ),
     "lantern": (
         _number("lantern_hnsw.ef", 1, 400, 64, "candidates kept by an HNSW scan"),
@@ -84,7 +85,7 @@ DIALECTS: Mapping[str, tuple[Setting, ...]] = {
     ),
     "scann": (
         _number("scann.num_leaves_to_search", 1, 2**31 - 1, 1, "leaves read"),
-        _number("scann.pre_reordering_num_neighbors", -1, 2**31 - 1, -1, "candidates whose exact distance is computed"),
+        _number("scann.pre_reordering_num_neighbors", -1, 2**31 - 1, -1, "candidates measured exactly"),
     ),
 }  # fmt: skip
 
@@ -96,10 +97,17 @@ _EFFORT: Mapping[str, tuple[str, str]] = {
     "ruivfflat": ("ruvector.probes", "ivfflat"),
 }
 
+_STEERING: Mapping[str, tuple[str, int]] = {
+    # access method -> what makes the *other* index look dear to the planner
+    "hnsw": ("ivfflat.probes", 32768),
+    "ivfflat": ("hnsw.ef_search", 1000),
+}
+
 AS_IS = Arm("as is", (), "as-is")
 """The user's own settings."""
 
 _CUSTOM_PLAN: Settings = (("plan_cache_mode", "force_custom_plan"),)
+_ITERATIVE = ".iterative_scan"
 _EF_RUNGS = (10, 14, 20, 28, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 512, 640, 800, 1000)
 _ITERATIVE_EF = (40, 100, 200)
 _FILTERED_EF = (40, 100, 200, 400, 800)
@@ -141,22 +149,47 @@ def ladder(
         documented ranges.
     """
     arms = [AS_IS]
-    for method in sorted({index.method for index in indexes}):
+    methods = sorted({index.method for index in indexes})
+    for method in methods:
         of_method = [index for index in indexes if index.method == method]
-        arms += _index_arms(of_method, method, filtered, max_k, available)
+        plan = _CUSTOM_PLAN if filtered else ()
+        if {"hnsw", "ivfflat"} <= set(methods) and method in _STEERING:
+            plan = (*_CUSTOM_PLAN, *_steering(method, available))
+        arms += _index_arms(of_method, method, plan, filtered, max_k, available)
     arms.append(Arm("exact", (*_CUSTOM_PLAN, ("enable_indexscan", "off")), "exact"))
     return tuple(arms)
 
 
 def effort_setting(arm: Arm) -> str | None:
     """Return the name of the setting that carries the arm's effort, or None."""
-    names = {name for name, _ in _EFFORT.values()}
+    names = {name for name, kind in _EFFORT.values() if kind == arm.kind}
     return next((name for name, _ in arm.settings if name in names), None)
+
+
+def row_limit(arm: Arm) -> int | None:
+    """Return the most rows that the arm's index scan returns, or None where there is no such limit.
+
+    A plain HNSW scan returns at most ef_search rows; an iterative one goes on.
+    """
+    if arm.kind != "hnsw" or any(name.endswith(_ITERATIVE) for name, _ in arm.settings):
+        return None
+    return arm.effort or None
+
+
+def _steering(method: str, available: Mapping[str, tuple[float, float]] | None) -> Settings:
+    """Return the setting by which the planner prefers this method's index to the other's.
+
+    HNSW's estimated cost grows with ef_search and IVFFlat's with probes, so the other index is made dear.
+    """
+    name, value = _STEERING[method]
+    low, high = _range(name, available)
+    return ((name, str(round(min(value, high)))),) if low <= high else ()
 
 
 def _index_arms(
     indexes: Sequence[IndexInfo],
     method: str,
+    plan: Settings,
     filtered: bool,
     max_k: int,
     available: Mapping[str, tuple[float, float]] | None,
@@ -166,16 +199,21 @@ def _index_arms(
     setting, kind = _EFFORT[method]
     low, high = _range(setting, available)
     if kind == "hnsw":
-        rungs = _ef_rungs(max_k, filtered)
+        rungs, iterative, prefix = _ef_rungs(max_k, filtered), list(_ITERATIVE_EF), "ef"
     else:
         lists = max((index.lists for index in indexes if index.lists), default=None)
-        rungs = _probe_rungs(lists)
-    rungs = [rung for rung in rungs if low <= rung <= high]
-    prefix = "ef" if kind == "hnsw" else "probes"
-    plan = _CUSTOM_PLAN if filtered else ()
-    arms = [Arm(f"{prefix}={rung}", (*plan, (setting, str(rung))), kind, rung) for rung in rungs]
+        rungs, prefix = _probe_rungs(lists), "probes"
+        if filtered:
+            rungs = rungs[::2]
+        iterative = [rungs[0], rungs[len(rungs) // 2]]
+    arms = [
+        Arm(f"{prefix}={rung}", (*plan, (setting, str(rung))), kind, rung)
+        for rung in rungs
+        if low <= rung <= high
+    ]
     if filtered:
-        arms += _iterative_arms(setting, kind, prefix, rungs, max_k, available)
+        efforts = [effort for effort in iterative if low <= effort <= high]
+        arms += _iterative_arms(setting, kind, prefix, plan, efforts, available)
     return arms
 
 
@@ -183,23 +221,18 @@ def _iterative_arms(
     setting: str,
     kind: str,
     prefix: str,
-    rungs: Sequence[int],
-    max_k: int,
+    plan: Settings,
+    efforts: Sequence[int],
     available: Mapping[str, tuple[float, float]] | None,
 ) -> list[Arm]:
-    mode_setting = setting.partition(".")[0] + ".iterative_scan"
-    if _range(mode_setting, available) == _ABSENT or not rungs:
+    mode_setting = setting.partition(".")[0] + _ITERATIVE
+    if _range(mode_setting, available) == _ABSENT:
         return []
     modes = ("strict", "relaxed") if kind == "hnsw" else ("relaxed",)
-    if kind == "hnsw":
-        wanted = [ef for ef in _ITERATIVE_EF if ef >= max_k] or [rungs[-1]]
-    else:
-        wanted = [rungs[0], rungs[len(rungs) // 2]]
-    efforts = sorted({rung for rung in wanted if rung in rungs} or {rungs[-1]})
     return [
         Arm(
             f"{mode} {prefix}={effort}",
-            (*_CUSTOM_PLAN, (mode_setting, f"{mode}_order"), (setting, str(effort))),
+            (*plan, (mode_setting, f"{mode}_order"), (setting, str(effort))),
             kind,
             effort,
         )
@@ -212,7 +245,7 @@ _ABSENT = (math.inf, -math.inf)
 
 
 def _range(setting: str, available: Mapping[str, tuple[float, float]] | None) -> tuple[float, float]:
-    """Return the live range of a setting, the documented one if `available` is None, `_ABSENT` if it is missing."""
+    """Return the live range of a setting (documented if `available` is None), `_ABSENT` if it is missing."""
     if available is not None:
         return available.get(setting, _ABSENT)
     for dialect in DIALECTS.values():
@@ -225,16 +258,16 @@ def _range(setting: str, available: Mapping[str, tuple[float, float]] | None) ->
 
 
 def _ef_rungs(max_k: int, filtered: bool) -> list[int]:
-    """Return increasing ef_search values; the first is max_k itself where that lies between two rungs."""
+    """Return increasing ef_search values, none below max_k, itself a rung where the next is far above."""
     rungs = _FILTERED_EF if filtered else _EF_RUNGS
     kept = [ef for ef in rungs if ef >= max_k]
-    if kept and not filtered and kept[0] > 1.1 * max_k and max_k >= rungs[0]:
+    if max_k >= rungs[0] and (not kept or kept[0] > 1.1 * max_k):
         kept.insert(0, max_k)
     return kept
 
 
 def _probe_rungs(lists: int | None) -> list[int]:
-    """Return increasing probes values in half-octave steps up to all lists (1,024 where their number is unknown)."""
+    """Return increasing probes in half-octave steps up to all lists (1,024 where their number is unknown)."""
     top = lists if lists else 1024
     steps = {min(top, round(2 ** (half / 2))) for half in range(2 * max(1, math.ceil(math.log2(top))) + 1)}
     return sorted(steps)

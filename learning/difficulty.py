@@ -96,7 +96,7 @@ class Model:
 
 
 def interpolate(grid: Floats, surface: Floats, z: Floats) -> Floats:
-    """Return rows of `surface` [GRID, arms] linearly between the points of `grid`, clamped; shape [n, arms]."""
+    """Return `surface` [GRID, arms] at difficulties `z` [n], linear in between, clamped: [n, arms]."""
     left = np.clip(np.searchsorted(grid, z) - 1, 0, len(grid) - 2)
     share = np.clip((z - grid[left]) / (grid[left + 1] - grid[left]), 0.0, 1.0)[:, None]
     interpolated: Floats = surface[left] * (1.0 - share) + surface[left + 1] * share
@@ -150,7 +150,7 @@ def _surface(z: Floats, curves: Floats, weight: Floats) -> tuple[Floats, Floats]
 
 
 def remember(base: Floats, cosines: Floats, residuals: Floats, counts: Floats) -> Floats:
-    """Return curves [n, arms]: `base` corrected by neighbours' residuals [n, k, arms], cosines and counts [n, k]."""
+    """Return `base` [n, arms] corrected by neighbours: residuals [n, k, arms], cosines, counts [n, k]."""
     weight = counts * np.exp(SHARPNESS * (cosines - 1.0))
     correction = np.einsum("nk,nka->na", weight, residuals) / (weight.sum(axis=1) + PRIOR_WEIGHT)[:, None]
     corrected: Floats = base + correction

@@ -17,6 +17,7 @@ for less.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,21 +30,24 @@ from numpy.typing import NDArray
 from learning import calibration, density
 from learning.calibration import Goal, Queries
 from learning.contexts import Limits, bucket, judge, judge_filtered
-from learning.curves import Evidence, costs, evidence, ladders
+from learning.curves import Caution, Evidence, costs, evidence, ladders
 from learning.density import Sketch, SketchData
 from learning.records import Arm, ContextPolicy, Label, QueryPolicy, Template, TemplatePolicy, Trust
 
 OptimizeFor = Literal["recall", "balanced", "latency"]
 
-CERTAINTY: Mapping[OptimizeFor, float] = {"recall": 2.0, "balanced": 1.0, "latency": 0.0}
-"""How many standard errors the estimated recall must lie above the target.
+CAUTION: Mapping[OptimizeFor, Caution] = {
+    "recall": Caution(deviations=2.0, misses=1.0),
+    "balanced": Caution(deviations=1.0, misses=1.0),
+    "latency": Caution(deviations=0.0, misses=0.0),
+}
+"""How sure the target is to be kept.
 
-``recall``: about 98 % sure that the target is kept.  ``balanced``: about 84 %, the rest misses it by a hair.
-``latency``: the estimate itself keeps the target, so the truth lies as often below as above.
+``balanced``: in replays with 300 to 2,000 labels the recall was below the target now and then, never by
+more than 0.005.  ``recall``: twice the margin.  ``latency``: no margin, so that the truth lies as often
+below the target as above, by up to 0.01 with few labels.  More labels make the margin, and its price,
+smaller.
 """
-
-MIN_STATIC = 20
-"""Labels of one k with which a static arm is chosen."""
 
 _EUCLIDEAN = "<->"
 _DENSE = frozenset({"<->", "<=>", "<#>"})  # operators whose distances a sketch can compute
@@ -58,11 +62,12 @@ class Options:
     target_recall
         In (0, 1].
     optimize_for
-        How sure the target is to be kept: see `CERTAINTY`.
+        How sure the target is to be kept: see `CAUTION`.
     learning_rate
         Share of a label's weight lost per `min_samples` newer labels; larger forgets faster.
     min_samples
-        Labels of one k before queries are told apart by their vectors.
+        Labels of one k before an unfiltered query is touched.  A target close to 1 needs ``2 / (1 -
+        target)``: with fewer, one unlucky query would use up half of what the target tolerates.
     max_patterns
         Bound of the ReasoningBank; the newest labels are kept.
     seed
@@ -166,9 +171,7 @@ def _filtered(
     known = evidence(ordered, arms)
     keys = [label.context for label in ordered]
     shares = {key: _share(key, facts) for key in keys}
-    limits = Limits(
-        options.target_recall, CERTAINTY[options.optimize_for], options.max_exact_ms, filtered=True
-    )
+    limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms, filtered=True)
     judged = judge_filtered(known, keys, shares, arms, limits)
     if not judged.contexts and not judged.buckets:
         return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
@@ -213,12 +216,14 @@ def _unfiltered(
     by_k: dict[int, list[Label]] = {}
     for label in labels:
         by_k.setdefault(label.k, []).append(label)
-    enough = {k: own for k, own in by_k.items() if len(own) >= MIN_STATIC}
+    needed = max(options.min_samples, math.ceil(2.0 / max(1.0 - options.target_recall, 1e-3) - 1e-6))
+    enough = {k: own for k, own in by_k.items() if len(own) >= needed}
     if not enough:
-        return _observe(template, facts, arms, options, f"{len(labels)} labels of {MIN_STATIC} for one k")
+        most = max((len(own) for own in by_k.values()), default=0)
+        return _observe(template, facts, arms, options, f"{most} of the {needed} labels needed for one k")
     counts = Counter({k: traffic.get(str(k), len(own)) for k, own in enough.items()})
     main = max(enough, key=lambda k: (counts[k], k))
-    limits = Limits(options.target_recall, CERTAINTY[options.optimize_for], options.max_exact_ms)
+    limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms)
     contexts: dict[str, ContextPolicy] = {}
     for k, own in enough.items():
         judged = judge(_evidence(own, arms, options), arms, limits)
@@ -226,7 +231,8 @@ def _unfiltered(
         if k == main:
             static = judged
     name = arms[static.policy.arm].name
-    reason = f"k={main}: {name} for every query, {static.cost:.2f} ms at recall {static.policy.expected_recall:.3f}"
+    recall = static.policy.expected_recall
+    reason = f"k={main}: {name} for every query, {static.cost:.2f} ms at recall {recall:.3f}"
     if not static.reached:
         reason += f"; no arm is sure to keep {options.target_recall:g}"
     query, safe, why = _query_policy(template, facts, arms, enough[main], options)
@@ -260,7 +266,7 @@ def _query_policy(
     length = lengths.most_common(1)[0][0] if lengths else 0
     seen = [label for label in ordered if label.vector and len(label.vector) == length]
     if len(seen) < max(options.min_samples, 2 * calibration.FOLDS):
-        return None, 0, f"{len(seen)} vectors of the {options.min_samples} needed to tell queries apart"
+        return None, 0, f"only {len(seen)} labels have a vector"
     vectors = np.frombuffer(b"".join(label.vector or b"" for label in seen), dtype="<f4").reshape(
         len(seen), -1
     )
@@ -274,7 +280,7 @@ def _query_policy(
     queries = Queries(vectors, known, seen[0].k, euclidean, sketch)
     goal = Goal(
         options.target_recall,
-        CERTAINTY[options.optimize_for],
+        CAUTION[options.optimize_for],
         options.contract == "strict",
         options.lookup_ms,
         options.max_patterns,

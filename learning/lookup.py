@@ -3,9 +3,9 @@
 `pack` writes a `QueryPolicy`, `QueryLookup` reads it: the two stand together because only they know what
 `extra` holds.  All arrays are little endian.
 
-=============  ===========================  ====================================================================
+=============  ===========================  ================================================================
 key            shape                        meaning
-=============  ===========================  ====================================================================
+=============  ===========================  ================================================================
 ``k``          int64 [1]                    the policy is for queries of at most this LIMIT + OFFSET
 ``slope``      float64 [features]           of the difficulty: density features (if any), then memory features
 ``intercept``  float64 [1]                  of the difficulty
@@ -16,12 +16,11 @@ key            shape                        meaning
 ``codes``      int8 [rows, components]       the table's sketch; absent where there is none
 ``basis``      float32 [dims, components]   of the sketch
 ``centre``     float32 [dims]               of the sketch
-``density``    float64 [4]                  sketch's scale, 1.0 if Euclidean, noise floor, greatest strangeness
-=============  ===========================
-====================================================================
+``density``    float64 [4]                  scale, 1.0 if Euclidean, noise floor, greatest strangeness
+=============  ===========================  ================================================================
 
 One lookup is two searches in small HNSW graphs (patterns, sketch) and some twenty operations on arrays of
-about twenty numbers; `Measured` in docs/learning.md has the times.
+about twenty numbers; docs/learning.md has the times.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def pack(
     min_similarity: float,
     around: Surroundings | None,
 ) -> QueryPolicy:
-    """Return the policy that `QueryLookup` evaluates; `model.surface` and `cost` cover all arms of the template."""
+    """Return the policy that `QueryLookup` evaluates; `model.surface` and `cost` cover all arms."""
     extra = {
         "k": np.array([k], dtype="<i8").tobytes(),
         "slope": model.slope.astype("<f8").tobytes(),
@@ -171,7 +170,7 @@ class QueryLookup:
         self._sketch = sketches[name]
 
     def choose(self, vector: NDArray[np.float32]) -> tuple[int, float] | None:
-        """Return the arm for one query and its expected recall, or None for a query unlike all that is known."""
+        """Return one query's arm and its expected recall, or None for a query unlike all that is known."""
         numbers, cosines = self._patterns.nearest(vector, self._neighbours)
         nearest_cosine = float(cosines[0])
         if not nearest_cosine >= self._min_similarity:  # also where it is not a number

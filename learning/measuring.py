@@ -27,7 +27,7 @@ from learning.policy import OFF_BY_CONFIGURATION
 from learning.probe import measure, snapshot
 from learning.records import Arm, Label, Trajectory
 from learning.registry import Phase, Registry, TemplateState
-from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, draw, neediest
+from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, draw, neediest
 from learning.store import Store, StoredTemplate
 from learning.tablestats import sketch
 from learning.upstream import UnavailableError, Upstream
@@ -230,17 +230,24 @@ class Measuring:
         return (state, sample[0], True) if sample else None
 
     def _choose_target(self) -> _Chosen | None:
-        best: tuple[float, TemplateState, str] | None = None
-        for state in self._registry:
-            if state.tracker is not None and state.confirmed is not None:
-                enough = ENOUGH if state.confirmed.facts.filter_slots else ENOUGH_UNFILTERED
-                found = neediest(state.traffic.counts, state.label_counts, enough)
-                if found is not None and (best is None or found[1] > best[0]):
-                    best = (found[1], state, found[0])
-        if best is None:
+        candidates = [
+            Candidate(
+                template=state.template.key,
+                context=context,
+                traffic=traffic,
+                labels=state.label_counts.get(context, 0),
+                enough=ENOUGH if state.confirmed.facts.filter_slots else ENOUGH_UNFILTERED,
+                seconds=state.label_seconds,
+            )
+            for state in self._registry
+            if state.tracker is not None and state.confirmed is not None
+            for context, traffic in state.traffic.counts.items()
+        ]
+        best = neediest(candidates)
+        state = self._registry.get(best.template) if best is not None else None
+        if best is None or state is None:
             return None
-        _, state, context = best
-        trajectory = self._pick(state, context)
+        trajectory = self._pick(state, best.context)
         return (state, trajectory, False) if trajectory is not None else None
 
     def _pick(self, state: TemplateState, context: str) -> Trajectory | None:
@@ -264,7 +271,6 @@ class Measuring:
         measured = None
         try:
             served = self._served(trajectory, confirmed.arms)
-            judge = state.ledger.judge(context)
             measured = await measure(
                 session,
                 state.template,
@@ -274,9 +280,7 @@ class Measuring:
                 confirmed.arms if served is None else (*confirmed.arms, served),
                 context=context,
                 uniform=uniform,
-                skip=lambda arm, exact_ms: (
-                    not (uniform and arm.name == trajectory.arm) and judge(arm, exact_ms)
-                ),
+                plan=state.ledger.plan(context),
                 keep_vector=not self._config.learning.anonymize,
             )
         finally:
@@ -284,6 +288,7 @@ class Measuring:
         if state.confirmed is not confirmed:  # the world has changed meanwhile
             return
         state.add_label(measured.label, trajectory)
+        state.label_seconds += 0.1 * (measured.seconds - state.label_seconds)
         self.audit.record(state.table, measured.label)
         self._metrics.labels.labels(table=state.table).inc()
         self.news.labels.append(measured.label)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from learning.contexts import bucket
 from learning.curves import ladders
 from learning.density import Sketch
+from learning.dialects import row_limit
 from learning.lookup import QueryLookup
 from learning.records import (
     Choice,
@@ -64,7 +65,9 @@ class SearchOptimizer:
             self._templates[key] = _Prepared(policy, before.lookup if before and same else None, sketches)
         lookups = (prepared.lookup for prepared in self._templates.values())
         used = {lookup.sketch_name for lookup in lookups if lookup is not None}
-        self._sketches: dict[bytes, Sketch] = {name: sketch for name, sketch in sketches.items() if name in used}
+        self._sketches: dict[bytes, Sketch] = {
+            name: sketch for name, sketch in sketches.items() if name in used
+        }
 
     def template(self, key: str) -> TemplatePolicy | None:
         """Return the policy of a template, or None."""
@@ -114,8 +117,8 @@ class _Prepared:
         self._memo: dict[int, Choice | None] = {}
         by_values: dict[str, dict[int, ContextPolicy]] = {}
         for key, context in policy.contexts.items():
-            k, _, rest = key.partition("\x1f")
-            by_values.setdefault(rest, {})[int(k)] = context
+            number, _, rest = key.partition("\x1f")
+            by_values.setdefault(rest, {})[int(number)] = context
         self._by_values = by_values
         self._contexts = {
             key: self._choice(
@@ -186,19 +189,20 @@ class _Prepared:
         return Choice(self.policy.arms[index], trust, expected, reason)
 
     def _enough(self, arm: int, evidence_k: int, k: int) -> int | None:
-        """Return `arm`, or the least arm of its ladder with effort enough for `k`; None where there is none."""
+        """Return `arm`, or the least arm of its ladder that is enough for `k`; None where there is none."""
         arms = self.policy.arms
         ladder = self._ladder_of.get(arm)
-        if ladder is None or (arms[arm].kind != "hnsw" and k <= evidence_k):
-            return arm
-        wanted = arms[arm].effort if k <= evidence_k else arms[arm].effort * k / max(1, evidence_k)
-        if arms[arm].kind == "hnsw":
-            if arms[ladder[-1]].effort < k:
-                return None
+        if ladder is None:
+            return arm  # no effort to raise
+        limited = row_limit(arms[arm]) is not None
+        if limited and arms[ladder[-1]].effort < k:
+            return None
+        wanted = arms[arm].effort * max(1.0, k / max(1, evidence_k))
+        if limited:
             wanted = max(wanted, k)
         return next((index for index in ladder if arms[index].effort >= wanted), ladder[-1])
 
 
 def _nearest(known: Mapping[int, ContextPolicy], k: int) -> int:
-    """Return the smallest known k that is at least `k`, else the largest: recall at a larger k is the safer claim."""
+    """Return the smallest known k not below `k` (its recall is the safer claim), else the largest."""
     return min((other for other in known if other >= k), default=max(known))

@@ -17,7 +17,8 @@ to run twice, and it adds its own overhead per node.  What remains of the networ
 outliers are for the median over labels to deal with.  Planning is included, as an arm with
 ``force_custom_plan`` pays for it in real life too.
 
-The exact search is timed again, warm, where it was quick: a cold cache tells nothing about the arm.
+The exact search of a context that is new is timed again, warm, where it was quick: a cold cache tells nothing
+about the arm.
 
 Settings that change plans are tried on a statement of their own, so that they do not change what the server
 believes about custom and generic plans of the statement that stands for the application's.
@@ -27,13 +28,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from learning.binding import Bound, ParameterType
+from learning.dialects import effort_setting
 from learning.records import Arm, ArmResult, Label, Settings, Template, Trajectory
+from learning.schedule import LabelPlan
 from learning.upstream import Session
 
 EXACT: Settings = (("plan_cache_mode", "force_custom_plan"), ("enable_indexscan", "off"))
@@ -80,7 +83,7 @@ async def apply(session: Session, settings: Settings) -> None:
 async def statement(
     session: Session, template: Template, types: Sequence[ParameterType], *, custom: bool
 ) -> Any:
-    """Return the template's probe, prepared on this connection; call it under the template's search_path."""
+    """Return the template's prepared probe; to be called in `snapshot`, under the template's search_path."""
     key = (template.key, custom)
     found = session.statements.get(key)
     if found is None:
@@ -102,7 +105,7 @@ async def measure(
     *,
     context: str,
     uniform: bool,
-    skip: Callable[[Arm, float], bool] = lambda arm, exact_ms: False,
+    plan: LabelPlan,
     keep_vector: bool = True,
 ) -> Measured:
     """Run the truth and the arms for one query.
@@ -112,9 +115,9 @@ async def measure(
     base
         Settings of the application's session that matter for planning, its search_path among them.
     arms
-        The arms to run; the exact arm is run whether it is among them or not.
-    skip
-        Told an arm and the milliseconds of this query's exact search; True leaves the arm out of the label.
+        The arms to run, each ladder in order of effort; the exact arm is run whether it is among them or not.
+    plan
+        Which arms are left out of the label; never the one that the live query was served with.
     keep_vector
         False leaves the vector out of the label.
 
@@ -134,13 +137,18 @@ async def measure(
         await runner.prepare((*arms, exact))
         await session.measure_round_trip()
         truth, exact_ms = await runner.run(exact.settings)
-        if exact_ms < _REPEAT_BELOW_MS:
+        if plan.warm and exact_ms < _REPEAT_BELOW_MS:
             _, exact_ms = await runner.run(exact.settings)
         results = {exact.name: ArmResult(1.0, len(truth), exact_ms)}
+        perfect: set[object] = set()
         for arm in arms:
-            if arm.name not in results and not skip(arm, exact_ms):
-                distances, ms = await runner.run(arm.settings)
-                results[arm.name] = ArmResult(recall(truth, distances, k), len(distances), ms)
+            needless = plan.leave_out(arm, exact_ms) or (_ladder(arm) in perfect and not plan.thorough)
+            if arm.name in results or (needless and arm.name != trajectory.arm):
+                continue
+            distances, ms = await runner.run(arm.settings)
+            result = results[arm.name] = ArmResult(recall(truth, distances, k), len(distances), ms)
+            if result.recall >= 1.0 and arm.effort:
+                perfect.add(_ladder(arm))
     label = Label(
         template=template.key,
         context=context,
@@ -153,6 +161,12 @@ async def measure(
         uniform=uniform,
     )
     return Measured(label, time.perf_counter() - started, exact_ms)
+
+
+def _ladder(arm: Arm) -> object:
+    """Return what the arms of one ladder have in common: everything but the effort."""
+    effort = effort_setting(arm)
+    return arm.kind, tuple(pair for pair in arm.settings if pair[0] != effort)
 
 
 class _Runner:

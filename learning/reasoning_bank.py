@@ -113,13 +113,13 @@ class LearnedPattern:
         return self.count / (self.count + _CONFIDENCE_PRIOR)
 
     def best_arm(self, arms: Sequence[Arm], target: float) -> int:
-        """Return the arm of least effort whose mean recall reaches `target`, else the one with the highest recall."""
+        """Return the arm of least effort that reaches `target`, else the one of highest recall."""
         curve = self.curve
         enough = [i for i, arm in enumerate(arms) if arm.effort and curve[i] >= target]
         return min(enough, key=lambda i: arms[i].effort) if enough else int(np.argmax(curve))
 
     def optimal(self, arms: Sequence[Arm], target: float, setting: str) -> int | None:
-        """Return the value of `setting` ("hnsw.ef_search", "ivfflat.probes") in the best arm that has it, or None."""
+        """Return `setting` ("hnsw.ef_search", "ivfflat.probes") in the best arm that has it, or None."""
         having = [i for i, arm in enumerate(arms) if effort_setting(arm) == setting]
         if not having:
             return None
@@ -272,7 +272,7 @@ def _total(first: LearnedPattern, others: Iterable[LearnedPattern]) -> LearnedPa
 
 
 def _components(centroids: NDArray[np.float32], similarity: float) -> list[list[int]]:
-    """Return the groups of rows connected by cosines of at least `similarity`, each sorted, in order of their first."""
+    """Return the groups of rows connected by cosines of at least `similarity`, sorted by their first."""
     parent = list(range(len(centroids)))
 
     def root(i: int) -> int:

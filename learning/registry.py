@@ -67,11 +67,14 @@ class TemplateState:
     ks: Counter[int] = field(default_factory=Counter)  # LIMIT + OFFSET -> queries
     policy: TemplatePolicy | None = None
     unpublished: int = 0  # labels since the last distillation
+    distilled_at: float = 0.0
+    distil_seconds: float = 0.0
     failures: int = 0  # measurements that failed, in a row
     seen: float = 0.0
     recheck_at: float = 0.0
     recheck_after: float = _FIRST_RECHECK
     unaudited: int = 0  # queries that may still be audited: without traffic there is nothing to audit
+    label_seconds: float = 0.05  # that a label takes, a running mean
     sketched_rows: float | None = None
     indexes: tuple[IndexInfo, ...] | None = None  # those that the labels are about
     backlog: deque[Trajectory] = field(
@@ -142,7 +145,8 @@ class TemplateState:
                 self.label_counts += Counter()  # drops what has fallen to zero
             self.labels.append(label)
             self.label_counts[label.context] += 1
-            self.ledger.record(label)
+            if self.confirmed is not None:
+                self.ledger.record(label)
 
     def rename_context(self, old: str, new: str) -> None:
         """Give the labels of one context another name (a hash its value, once the traffic has told it)."""
@@ -156,13 +160,16 @@ class TemplateState:
         self.labels.clear()
         self.label_counts.clear()
         self.labelled.clear()
-        self.ledger = ArmLedger()
+        self.ledger = ArmLedger(self.arms)
 
     def confirm(self, confirmed: Confirmed, now: float) -> None:
         """The server knows the template; measurements of other indexes are dropped."""
         if self.indexes is not None and self.indexes != confirmed.indexes:
             self.drop_labels()
         self.confirmed, self.indexes = confirmed, confirmed.indexes
+        self.ledger = ArmLedger(confirmed.arms)
+        for label in self.labels:
+            self.ledger.record(label)
         self.phase, self.table = Phase.CONFIRMED, confirmed.facts.table
         self.recheck_after = _FIRST_RECHECK
         self.recheck_at = now + _RECHECK_CONFIRMED

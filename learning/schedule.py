@@ -5,36 +5,43 @@ templates.  Only audits support a claim about the traffic, so they go on for as 
 others are *targeted*: they go where knowledge is missing, by context (k and filter values), weighted by
 traffic:
 
-- the next label goes to the context with the most traffic per label it has;
+- the next label goes to the context with the most traffic per label it has and per second it takes;
 - a context that has `FIRST_LABELS` does not get its `PLENTY`-th before every context with traffic has as
   many;
 - a context with `ENOUGH` labels gets none; without a filter there is one context per k, and it gets many
   more, because there the patterns of single queries are learned.
 
-Which arms.  The exact search answers every query; an arm that costs more than twice as much as another arm
-with at least its recall cannot become anybody's choice.  After `JUDGED_AFTER` labels such an arm is left out,
-except in every `FULL_EVERY`-th label, which notices if that has changed.  An iterative scan that visits
-max_scan_tuples for nothing would otherwise eat the budget.  In a context that the arm was not tried in yet it
-is left out where it usually costs more than four times what the exact search costs here.  Leaving out is
-decided per context and never by what the query at hand returned, so that the labels that an arm has are no
-biased sample.
+Which arms.  Measuring every arm for every query would spend the budget on what nobody will choose:
+
+- An arm that costs more than twice as much as an arm of another ladder with at least its recall is left out
+  after `JUDGED_AFTER` labels of its context; likewise one that costs more than the exact search, whose recall
+  is 1.  An iterative scan that visits max_scan_tuples for nothing is such an arm.
+- Where the arm was not tried in the context yet, what it usually costs elsewhere is compared with this
+  query's exact search.
+- Once a rung of a ladder has found everything, the higher rungs would too, and are not run: their recall is
+  known without.
+
+Every `FULL_EVERY`-th label of a context is thorough: all arms are run, which notices if something has
+changed. Leaving out depends on the context, or implies the result, and so leaves no biased sample behind.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from learning.curves import ladders
+from learning.dialects import AS_IS
 from learning.records import Arm, Label, Trajectory
 
 FIRST_LABELS, PLENTY = 5, 50
 ENOUGH, ENOUGH_UNFILTERED = 300, 2000
 JUDGED_AFTER, FULL_EVERY = 3, 20
-_TOO_DEAR = 2.0
-_HOPELESS = 4.0
+_TOO_DEAR, _DEARER_THAN_EXACT, _HOPELESS = 2.0, 1.2, 1.5
 _CONTEXTS = 1024
 _RECENT_PER_CONTEXT = 16
 _HALF_LIFE = 600.0  # seconds after which a query counts half
@@ -85,17 +92,24 @@ class Traffic:
         return tuple(self._recent.get(context, ()))
 
 
-def neediest(
-    traffic: Mapping[str, float], labels: Mapping[str, int], enough: int
-) -> tuple[str, float] | None:
-    """Return the context that should get the next label and its need (traffic per label), or None."""
-    open_ones = {c: count for c, count in traffic.items() if labels.get(c, 0) < enough}
-    if any(labels.get(c, 0) < FIRST_LABELS for c in open_ones):
-        open_ones = {c: count for c, count in open_ones.items() if labels.get(c, 0) < PLENTY - 1}
-    if not open_ones:
-        return None
-    best = max(open_ones, key=lambda c: open_ones[c] / (labels.get(c, 0) + 1))
-    return best, open_ones[best] / (labels.get(best, 0) + 1)
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A context that could get a label."""
+
+    template: str
+    context: str
+    traffic: float  # recent queries
+    labels: int
+    enough: int  # labels after which it gets no more
+    seconds: float  # that a label of this template takes
+
+
+def neediest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the context with most traffic per label and second it takes; None: none needs a label."""
+    wanting = [c for c in candidates if c.labels < c.enough]
+    if any(c.labels < FIRST_LABELS for c in wanting):
+        wanting = [c for c in wanting if c.labels < PLENTY - 1]
+    return max(wanting, key=lambda c: c.traffic / (c.labels + 1) / max(c.seconds, 1e-3), default=None)
 
 
 def draw(weights: Mapping[str, float], rng: np.random.Generator) -> str | None:
@@ -107,10 +121,22 @@ def draw(weights: Mapping[str, float], rng: np.random.Generator) -> str | None:
     return keys[int(rng.choice(len(keys), p=shares / shares.sum()))]
 
 
+@dataclass(frozen=True, slots=True)
+class LabelPlan:
+    """How to make one label."""
+
+    thorough: bool = True  # run every arm, and higher rungs even where a lower one found everything
+    warm: bool = True  # time a quick exact search twice: its data may have been cold
+    leave_out: Callable[[Arm, float], bool] = lambda arm, exact_ms: (
+        False
+    )  # given the exact search's milliseconds
+
+
 class ArmLedger:
     """What the arms of one template have cost and brought, by context: decides which are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, arms: Sequence[Arm] = ()) -> None:
+        self._ladders = [[arms[i].name for i in group] for group in ladders(arms)]
         self._seen: dict[str, dict[str, deque[tuple[float, float]]]] = {}  # context -> arm -> (recall, ms)
         self._everywhere: dict[str, deque[float]] = {}  # arm -> ms, in all contexts
         self._labels: Counter[str] = Counter()
@@ -125,12 +151,26 @@ class ArmLedger:
         for name, result in label.results.items():
             arms.setdefault(name, deque(maxlen=_REMEMBERED)).append((result.recall, result.ms))
             self._everywhere.setdefault(name, deque(maxlen=4 * _REMEMBERED)).append(result.ms)
+        for name in self._implied(label):
+            if seen := arms.get(name):  # it was not run because a lower rung found everything
+                seen.append((1.0, statistics.median(ms for _, ms in seen)))
 
-    def judge(self, context: str) -> Callable[[Arm, float], bool]:
-        """Return what decides, from an arm and the exact search's milliseconds, whether to leave it out."""
+    def _implied(self, label: Label) -> Iterator[str]:
+        """Yield the rungs that were not run and lie above one with a recall of 1."""
+        for ladder in self._ladders:
+            perfect = False
+            for name in ladder:
+                result = label.results.get(name)
+                if perfect and result is None:
+                    yield name
+                perfect = perfect or (result is not None and result.recall >= 1.0)
+
+    def plan(self, context: str) -> LabelPlan:
+        """Return how to make the next label of a context."""
         count = self._labels[context]
-        if count and count % FULL_EVERY == 0:
-            return lambda arm, exact_ms: False
+        warm = count < FIRST_LABELS
+        if count % FULL_EVERY == FULL_EVERY - 1:
+            return LabelPlan(thorough=True, warm=warm)
         points = {
             name: (statistics.fmean(recall for recall, _ in seen), statistics.median(ms for _, ms in seen))
             for name, seen in self._seen.get(context, {}).items()
@@ -144,12 +184,20 @@ class ArmLedger:
             if arm.kind in ("exact", "as-is"):
                 return False
             if arm.name in points:
-                return _is_dominated(arm.name, points)
+                return self._is_dominated(arm.name, points)
             return elsewhere.get(arm.name, 0.0) > _HOPELESS * exact_ms
 
-        return leave_out
+        return LabelPlan(thorough=False, warm=warm, leave_out=leave_out)
 
-
-def _is_dominated(name: str, points: Mapping[str, tuple[float, float]]) -> bool:
-    recall, ms = points[name]
-    return any(other >= recall and ms > _TOO_DEAR * cost for other, cost in points.values())
+    def _is_dominated(self, name: str, points: Mapping[str, tuple[float, float]]) -> bool:
+        recall, ms = points[name]
+        exact = points.get("exact")
+        if exact is not None and ms > _DEARER_THAN_EXACT * exact[1]:
+            return True
+        # Within a ladder more effort is never worse; that a few labels say otherwise is noise.
+        own = next((ladder for ladder in self._ladders if name in ladder), ())
+        return any(
+            other >= recall and ms > _TOO_DEAR * cost
+            for rival, (other, cost) in points.items()
+            if rival not in own and rival != AS_IS.name
+        )

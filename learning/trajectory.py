@@ -45,7 +45,7 @@ class PatternAnalysis:
 
 
 def identity(trajectory: Trajectory) -> bytes:
-    """Return 16 bytes that are equal for equal (template, vector, k, offset, values), whatever the arm or time."""
+    """Return 16 bytes, equal for equal (template, vector, k, offset, values), whatever the arm or time."""
     digest = hashlib.blake2b(trajectory.template.encode(), digest_size=16)
     digest.update(b"\0" + (trajectory.vector or b""))
     digest.update(msgspec.msgpack.encode((trajectory.k, trajectory.offset, trajectory.values)))
@@ -55,7 +55,7 @@ def identity(trajectory: Trajectory) -> bytes:
 def filter_values(
     trajectory: Trajectory, filter_slots: Sequence[int], value_types: Sequence[int]
 ) -> tuple[str | None, ...]:
-    """Return the canonical filter values in the order of `filter_slots`; None for NULL and for undecodable."""
+    """Return canonical filter values in the order of `filter_slots`; None for NULL and for undecodable."""
     found: list[str | None] = []
     for slot in filter_slots:
         value = trajectory.values[slot] if slot < len(trajectory.values) else None
@@ -153,7 +153,7 @@ class TrajectoryTracker:
         return [distinct[i] for i in picked]
 
     def analyze_patterns(self) -> PatternAnalysis:
-        """Return counts by context, k and arm, latency quantiles by arm, and how much the traffic repeats itself."""
+        """Return counts by context, k and arm, latencies by arm, and how much the traffic repeats itself."""
         ring = self._ring
         latencies: dict[str, list[float]] = {}
         for trajectory in ring:

@@ -4,14 +4,14 @@ Signals, each in [0, 1]:
 
 recall        measured by a probe of this very query, else the trajectory's own estimate.
 completeness  rows returned of the rows asked for; an index scan that filters afterwards falls short silently.
-latency       1 up to the expected latency, falling with its ratio to it beyond (half as good at twice as slow).
-feedback      share of the rated results that were relevant, where a user said so.
+latency       1 up to the expected latency, falling with its ratio to it beyond (half as good at twice as
+slow). feedback      share of the rated results that were relevant, where a user said so.
 
 A diversity score would need the returned rows' vectors, which the proxy does not keep; it is not pretended.
 
-Signals that are missing do not count: the score is the mean of those present, and the confidence says how much
-they are worth together.  Recall was measured, feedback was said, completeness is a fact: they weigh more than a
-latency, which also depends on what else the server did at that moment.
+Signals that are missing do not count: the score is the mean of those present, and the confidence says how
+much they are worth together.  Recall was measured, feedback was said, completeness is a fact: they weigh
+more than a latency, which also depends on what else the server did at that moment.
 """
 
 from __future__ import annotations

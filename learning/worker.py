@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _KEEP_EVERY = 1.0  # seconds
 _DISTIL_EVERY = 0.25
-_REST = 20  # a distillation rests for that many times its duration before the next
+_REST = 5  # a distillation rests for that many times its duration before the next one of the template
 
 
 async def run(
@@ -181,34 +181,33 @@ class Learner:
 
     async def _distil_loop(self) -> None:
         while True:
-            started = time.perf_counter()
             for state in self._registry:
-                if state.confirmed is not None and state.labels and state.unpublished:
+                if self._distil_due(state, time.monotonic()):
                     await self._distil(state)
             await self._publish()
-            spent = time.perf_counter() - started
-            await self._wait_for_labels(max(_DISTIL_EVERY, min(_REST * spent, 60.0)))
-
-    async def _wait_for_labels(self, seconds: float) -> None:
-        """Wait until the next distillation is due: after a while, or once many labels are new."""
-        until = time.monotonic() + max(1.0, seconds)
-        earliest = time.monotonic() + seconds
-        while (now := time.monotonic()) < until:
-            if now >= earliest and any(state.unpublished >= ENOUGH_NEW for state in self._registry):
-                return
             await asyncio.sleep(_DISTIL_EVERY)
+
+    @staticmethod
+    def _distil_due(state: TemplateState, now: float) -> bool:
+        """Tell whether there are new labels, and the last distillation was long enough ago."""
+        if state.confirmed is None or not state.labels or not state.unpublished:
+            return False
+        wait = _DISTIL_EVERY if state.unpublished >= ENOUGH_NEW else 1.0
+        return now - state.distilled_at >= max(wait, _REST * state.distil_seconds)
 
     async def _distil(self, state: TemplateState) -> None:
         confirmed = state.confirmed
         state.unpublished = 0
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
             policy = await asyncio.to_thread(derivation(state, self._config))
         except Exception:  # the policy in force stays; the others go on
             log.exception("deriving the policy of %s failed", state.table)
             return
         finally:
-            self._metrics.distill_seconds.inc(time.perf_counter() - started)
+            state.distilled_at = time.monotonic()
+            state.distil_seconds = state.distilled_at - started
+            self._metrics.distill_seconds.inc(state.distil_seconds)
         if state.confirmed is confirmed:
             state.policy = policy
 

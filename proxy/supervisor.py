@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -55,6 +56,14 @@ CHECK_TIMEOUT = 2.0
 """Seconds in which the upstream has to answer a readiness check, unless limits.connect_timeout is shorter."""
 
 BACKLOG = 4096
+
+LEARNER_SOCKET = "learner.sock"
+"""Name of the unix socket between workers and learner, in the directory of this run."""
+
+MAX_SOCKET_PATH = 103
+"""Bytes; 107 on Linux, 103 elsewhere."""
+
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine does not have the address
 
 logger = logging.getLogger(__name__)
 
@@ -103,22 +112,29 @@ def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
     StartError
         The name is unknown, or an address is taken.
     """
+    sets: list[list[socket.socket]] = [[] for _ in range(count)]
+    missing: OSError | None = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        families = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-        sets: list[list[socket.socket]] = [[] for _ in range(count)]
-        for family, address in families:
-            # SO_REUSEPORT would let a second proxy in unnoticed, so try without it first.
-            with _bound(family, address, port, shared=False) as probe:
-                port = probe.getsockname()[1]
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            try:
+                # SO_REUSEPORT would let a second proxy in unnoticed, so try without it first.
+                with _bound(family, address, port, shared=False) as probe:
+                    port = probe.getsockname()[1]
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                missing = error  # as "localhost" with IPv6 switched off; its other address will do
+                continue
             for sockets in sets:
                 sockets.append(_bound(family, address, port, shared=True))
-        for listening in (each for sockets in sets for each in sockets):
-            listening.listen(BACKLOG)
+                sockets[-1].listen(BACKLOG)
+        if missing and not sets[0]:
+            raise missing
     except OSError as error:
-        raise StartError(
-            f"cannot listen on {host_port(host, port)}: {reason(error)} (listen.host, listen.port)"
-        ) from error
+        _close(sets)
+        where = host_port(host, port)
+        raise StartError(f"cannot listen on {where}: {reason(error)} (listen.host, listen.port)") from error
     return sets
 
 
@@ -254,13 +270,18 @@ class Supervisor:
         Raises
         ------
         StartError
-            An address cannot be listened on; nothing has been started.
+            An address cannot be listened on, or the temporary directory not be used; nothing has been
+            started.
         """
         listen = self._config.listen
         allow_many_files()
         sockets = bind(listen.host, listen.port, self._config.workers.resolved)
         with tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name, _closing(sockets):
             directory = Path(name)
+            if len(os.fsencode(directory / LEARNER_SOCKET)) > MAX_SOCKET_PATH:
+                raise StartError(
+                    f"the path of a unix socket in {name} is too long; set TMPDIR to a shorter one"
+                )
             (directory / "metrics").mkdir()
             MultiProcessCollector(self._registry, str(directory / "metrics"))  # type: ignore[no-untyped-call]
             admin = await self._start_admin()
@@ -317,7 +338,7 @@ class Supervisor:
         environment = child_environment(directory / "metrics")
         config = self._config.to_json()
         learning = self._config.learner.dsn is not None and self._config.learning.enabled
-        learner_socket = str(directory / "learner.sock") if learning else None
+        learner_socket = str(directory / LEARNER_SOCKET) if learning else None
 
         def start(kind: str, task: Task) -> Child:
             def on_exit(pid: int) -> None:
@@ -366,8 +387,7 @@ class Supervisor:
     async def _end(self, sockets: list[list[socket.socket]]) -> None:
         """Let the workers drain, then end the learner, which so gets their last trajectories."""
         logger.info("stopping; open transactions have %g s to end", self._config.limits.drain_timeout)
-        for each in (each for listening in sockets for each in listening):
-            each.close()  # the workers close theirs: new clients are refused from now on
+        _close(sockets)  # the workers close theirs: new clients are refused from now on
         await asyncio.gather(*(worker.stop() for worker in self._workers))
         if self._learner:
             await self._learner.stop()
@@ -380,10 +400,15 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _close(sets: list[list[socket.socket]]) -> None:
+    for sockets in sets:
+        for each in sockets:
+            each.close()
+
+
 @contextlib.contextmanager
-def _closing(sockets: list[list[socket.socket]]) -> Iterator[None]:
+def _closing(sets: list[list[socket.socket]]) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in (each for listening in sockets for each in listening):
-            each.close()
+        _close(sets)

@@ -42,6 +42,8 @@ from bench.demo.results import (
     by_category,
     learning_curves,
     learning_figures,
+    overhead_ms,
+    settings_between,
     verdicts,
 )
 from bench.demo.workload import (
@@ -214,6 +216,7 @@ class Demo:
             family: {name: samples.of_family(family).summary() for name, samples in plain.items()}
             for family in dataset.FAMILIES
         }
+        figures = await proxy.figures()
         compared = {name: samples for name, samples in filtered.items() if name != PSYCOPG}
         return Results(
             environment=await self._environment(),
@@ -228,6 +231,8 @@ class Demo:
             learning_reason=learned.reason,
             learning_figures=learning_figures(learned),
             learning_curves=await asyncio.to_thread(learning_curves, learned.answers, self.truth),
+            overhead_ms=overhead_ms(figures),
+            settings=settings_between(learned.figures, figures),
         )
 
     @asynccontextmanager

@@ -133,11 +133,11 @@ async def measure(
         for system in systems:
             await system.client.ask(query)
     samples = {system.name: Samples() for system in systems}
+    limits = truth.limits(queries)  # beforehand: it would take the processor from the systems
     deadline = time.monotonic() + seconds
     for i, query in enumerate(queries):
         if time.monotonic() > deadline:
             break
-        limit = truth.limit(query)
         turn = i % len(systems)
         for system in (*systems[turn:], *systems[:turn]):
             if i % system.stride == 0:
@@ -145,6 +145,6 @@ async def measure(
                 ids = await system.client.ask(query)
                 ms = (time.perf_counter() - start) * 1e3
                 missing = max(0, truth.found(query) - len(ids))
-                samples[system.name].add(query, truth.recall(query, ids, limit), len(ids), missing, ms)
+                samples[system.name].add(query, truth.recall(query, ids, limits[i]), len(ids), missing, ms)
         advance()
     return samples

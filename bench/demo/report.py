@@ -15,6 +15,7 @@ from bench.demo.measurement import Summary
 from bench.demo.results import AS_IT_COMES, BEST_ARM, BEST_STATIC, PROXY, PSYCOPG, RELAXED, Category, Results
 
 _COLUMNS = ("", "recall", "rows", "p50", "p99", "mean", "short", "queries")
+_SHOWN_SETTINGS = 6
 _LEGEND = "latency in ms; short: queries that returned fewer rows than exist, up to 10"
 
 
@@ -24,6 +25,7 @@ def tell(results: Results, console: Console) -> None:
         console.print(_table(title, summaries))
     console.print(_category_table(results))
     console.print(_LEGEND + "\n", style="dim", highlight=False)
+    console.print(_choices(results) + "\n", style="dim", highlight=False)
     verdicts = Table.grid(padding=(0, 2))
     for verdict in results.verdicts:
         mark = "[bold green]PASS[/]" if verdict.kept else "[bold red]FALLS SHORT[/]"
@@ -46,7 +48,7 @@ def markdown(results: Results) -> str:
     lines += ["", _LEGEND]
     lines += ["", "## Filtered, by size of the category: means of n categories", ""]
     lines += _markdown_table(_GROUP_COLUMNS, [_group_cells(*group) for group in _groups(results.categories)])
-    lines += ["", "## Verdicts", ""]
+    lines += ["", _choices(results), "", "## Verdicts", ""]
     lines += [
         f"- **{'PASS' if v.kept else 'FALLS SHORT'}** {v.promise}: {v.figures}" for v in results.verdicts
     ]
@@ -141,6 +143,15 @@ def _category_table(results: Results) -> Table:
     for group in _groups(results.categories):
         table.add_row(*_group_cells(*group))
     return table
+
+
+def _choices(results: Results) -> str:
+    shares = [f"{arm} {share:.0%}" for arm, share in results.settings.items()]
+    others = f", {len(shares) - _SHOWN_SETTINGS} others" if len(shares) > _SHOWN_SETTINGS else ""
+    return (
+        f"The proxy chose, for both statements together: {', '.join(shares[:_SHOWN_SETTINGS])}{others}. "
+        f"It spent {1e3 * results.overhead_ms:.0f} µs of its own on a query."
+    )
 
 
 def _environment(results: Results) -> str:

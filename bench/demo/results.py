@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.demo.application import Answer, Learned
 from bench.demo.measurement import Samples, Summary
+from bench.demo.proxy import Figures
 from bench.demo.workload import Truth
 
 AS_IT_COMES, BEST_STATIC, RELAXED, PROXY, BEST_ARM = (
@@ -27,7 +28,8 @@ TARGET = 0.98
 FILTERED_RECALL = 0.99
 MEAN_FACTOR = 1.1
 ARM_FACTOR, ARM_SLACK_MS = 1.3, 0.2
-_WINDOW = 200  # queries behind each point of the learning curve
+_WINDOW = 150  # queries behind each point of the learning curve
+_CURVE_ANSWERS = 4_000  # exact searches take time
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Results:
     learning_reason: str
     learning_figures: dict[str, float]
     learning_curves: dict[str, list[CurvePoint]]
+    overhead_ms: float  # the proxy's own time for a vector query, as it publishes it: mean over the whole run
+    settings: dict[str, float]  # what the proxy put in force while measuring: name to share of its queries
     seconds: float = 0.0
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -97,7 +101,11 @@ def learning_curves(answers: Sequence[Answer], truth: Truth) -> dict[str, list[C
     curves: dict[str, list[CurvePoint]] = {}
     for name, filtered in (("unfiltered", False), ("filtered", True)):
         part = [a for a in answers if (a.query.category is not None) is filtered]
-        recalls = np.array([truth.recall(a.query, a.ids, truth.limit(a.query)) for a in part])
+        part = part[:: 1 + len(part) // _CURVE_ANSWERS]
+        limits = truth.limits([a.query for a in part])
+        recalls = np.array(
+            [truth.recall(a.query, a.ids, limit) for a, limit in zip(part, limits, strict=True)]
+        )
         window = min(_WINDOW, max(1, len(part) // 4))
         curves[name] = [
             CurvePoint(part[end - 1].at, float(recalls[end - window : end].mean()))
@@ -117,6 +125,21 @@ def learning_figures(learned: Learned) -> dict[str, float]:
         "policies published": figures.total("ruvector_policies_published_total"),
         "queries adapted": figures.total("ruvector_queries_adapted_total"),
     }
+
+
+def settings_between(before: Figures, after: Figures) -> dict[str, float]:
+    """Return which settings were put in force between two scrapes: shares, largest first."""
+    metric = "ruvector_queries_adapted_total"
+    earlier = before.by(metric, "arm")
+    counts = {arm: count - earlier.get(arm, 0) for arm, count in after.by(metric, "arm").items()}
+    total = sum(counts.values())
+    return {arm: n / total for arm, n in sorted(counts.items(), key=lambda item: -item[1]) if n > 0}
+
+
+def overhead_ms(figures: Figures) -> float:
+    """Return the mean time that the proxy itself spent on a vector query; 0 before the first."""
+    queries = figures.total("ruvector_proxy_overhead_seconds_count")
+    return 1e3 * figures.total("ruvector_proxy_overhead_seconds_sum") / queries if queries else 0.0
 
 
 def verdicts(results: Results) -> list[Verdict]:

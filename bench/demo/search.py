@@ -78,6 +78,9 @@ def best_by_category(
     """Return for each category the candidate with the lowest median latency that reaches `target` in it."""
     result: dict[int, str] = {}
     for category in categories:
+        if not all(s.of_category(category).ms for s in samples.values()):
+            result[category] = "exact"  # the search was cut short before it came to this category
+            continue
         summaries = {name: s.of_category(category).summary() for name, s in samples.items()}
         good = [name for name, s in summaries.items() if s.recall >= target] or ["exact"]
         result[category] = min(good, key=lambda name: summaries[name].p50_ms)

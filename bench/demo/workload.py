@@ -14,7 +14,7 @@ A filtered query pairs a query vector with a category drawn evenly from all 45, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from bench.dataset import FAMILIES, Dataset, Vectors
 K = 10
 UNFILTERED = f"SELECT id FROM items ORDER BY embedding <=> $1 LIMIT {K}"
 FILTERED = f"SELECT id FROM items WHERE category = $1 ORDER BY embedding <=> $2 LIMIT {K}"
+_BATCH = 128  # queries searched exactly at once; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Scale:
     second: int = 100
     filtered_per_category: int = 60
     tuning_per_category: int = 10
-    learning_seconds: float = 100.0
+    learning_seconds: float = 90.0
     rate: float = 60.0  # application queries a second and connection while learning
 
 
@@ -150,15 +151,25 @@ class Truth:
         """Return how many rows the query should return: K, or all there are."""
         return min(K, len(self._base) if query.category is None else len(self._members[query.category]))
 
-    def limit(self, query: Query) -> float:
-        """Return the cosine distance of the last row of the exact answer."""
-        rows = self._base if query.category is None else self._subsets[query.category]
-        similarities = rows @ _normalised(query.vector)
-        nearest = np.argpartition(-similarities, self.found(query) - 1)[: self.found(query)]
-        return float(_distances(rows[nearest], query.vector).max())
+    def limits(self, queries: Sequence[Query]) -> NDArray[np.float64]:
+        """Return for each query the cosine distance of the last row of its exact answer, [len(queries)]."""
+        limits = np.empty(len(queries))
+        groups: dict[int | None, list[int]] = {}
+        for i, query in enumerate(queries):
+            groups.setdefault(query.category, []).append(i)
+        for category, members in groups.items():
+            rows = self._base if category is None else self._subsets[category]
+            for start in range(0, len(members), _BATCH):
+                batch = members[start : start + _BATCH]
+                distances = -(_normalised(np.stack([queries[i].vector for i in batch])) @ rows.T)
+                found = self.found(queries[batch[0]])
+                nearest = np.argpartition(distances, found - 1, axis=1)[:, :found]
+                for i, candidates in zip(batch, nearest, strict=True):
+                    limits[i] = _distances(rows[candidates], queries[i].vector).max()
+        return limits
 
     def recall(self, query: Query, ids: list[int], limit: float) -> float:
-        """Return the share of the exact answer that `ids` covers; `limit` as given by `limit`.
+        """Return the share of the exact answer that `ids` covers; `limit` as given by `limits`.
 
         A row outside the query's category, or returned twice, is not a hit.
         """

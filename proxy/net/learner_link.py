@@ -102,12 +102,16 @@ class LearnerLink:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._announced.clear()
         writer.write(channel.encode(channel.Hello(pid=os.getpid(), policy_version=self._version())))
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(self._send(writer))
-            try:
-                await self._receive(reader)
-            finally:
-                sending.cancel()
+        both = [asyncio.create_task(self._send(writer)), asyncio.create_task(self._receive(reader))]
+        try:
+            # Not a TaskGroup: it would wrap the error that ends the link.
+            ended, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         while True:

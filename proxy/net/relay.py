@@ -137,6 +137,11 @@ class ClientConnection(asyncio.Protocol):
         """The client is gone: so is its upstream connection."""
         self.close()
 
+    @property
+    def upstream_name(self) -> str:
+        """Address of the server, for messages."""
+        return self._upstream_at.name
+
     # -- life --------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -287,7 +292,10 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             out = session.from_server(data)
         except ProtocolViolation as violation:
-            log.error("upstream %s does not speak PostgreSQL: %s", client._upstream_at.name, violation)
+            log.error("upstream %s does not speak PostgreSQL: %s", client.upstream_name, violation)
+            if not session.started:
+                # A server that cannot fork a backend answers in protocol 2: the client's driver knows it.
+                client.transport.write(data)
             client.close()
             return
         if out:

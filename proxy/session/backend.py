@@ -84,6 +84,7 @@ class BackendStream:
         "fatal",
         "resend",
         "search_path",
+        "standard_strings",
         "started",
     )
 
@@ -93,6 +94,7 @@ class BackendStream:
         self.fatal = False  # the server has said why it closes
         self.copy_in = False
         self.search_path: str | None = None  # as the server reports it (PostgreSQL 18 and later)
+        self.standard_strings = True  # backslashes in literals are plain characters, as the recogniser takes it
         self.resend = b""  # bytes for the server that a reply has called for
         self._status = IDLE
         self._pending: deque[Segment] = deque((Segment.STARTUP,))
@@ -298,6 +300,8 @@ class BackendStream:
             name, _, value = data[position + 5 : end - 1].partition(b"\0")
             if name == b"search_path":
                 self.search_path = value.decode(errors="replace")
+            elif name == b"standard_conforming_strings":
+                self.standard_strings = value == b"on"
         elif tag == framing.COPY_IN_RESPONSE:
             self._copy_in_begins()
         elif tag == framing.COPY_BOTH_RESPONSE:

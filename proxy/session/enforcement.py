@@ -89,7 +89,7 @@ class Enforcer(BackendStream):
             # Only servers that report it (PostgreSQL 18) tell what names mean from now on.
             self.adapter.counters.left_alone["search path"] += 1
             return ()
-        if self._blind or self.copy_in or self._state() == FAILED:
+        if self._blind or self.copy_in or not self.standard_strings or self._state() == FAILED:
             self.adapter.counters.left_alone["state"] += 1
             return ()
         if self._suspended_portal is not None and settings != self._in_force:

@@ -17,13 +17,23 @@ OPERATORS: Final = ("<->", "<#>", "<=>", "<+>", "<~>", "<%>")
 _OPERATOR: Final = re.compile(b"|".join(re.escape(operator.encode()) for operator in OPERATORS))
 _EMPTY: Final = b"; \t\n\r\f\v"
 _BLANKS: Final = rb"(?:\s++|--[^\n\r]*+|/\*(?:[^*/]++|\*(?!/)|/(?!\*))*+\*/)*+"
-_WORDS: Final = (
-    rb"(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|CALL|DO"
-    rb"|SET|RESET|DISCARD|DEALLOCATE)(?![A-Za-z0-9_$\x80-\xff])"
+_CONTROL: Final = (
+    rb"BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|CALL|DO|SET|RESET|DISCARD|DEALLOCATE"
 )
 _LEAD: Final = re.compile(_BLANKS)
-_FIRST: Final = re.compile(_BLANKS + rb"(?:" + _WORDS + rb"|/\*)", re.IGNORECASE)  # "/*": nested comments
-_LATER: Final = re.compile(rb";" + _BLANKS + rb"(?:" + _WORDS + rb"|/\*)", re.IGNORECASE)
+
+
+def _statements_with(words: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """Return patterns for a first and a later statement that begins with one of `words`, or might.
+
+    It might where a nested comment hides the word.
+    """
+    end = _BLANKS + rb"(?:(?:" + words + rb")(?![A-Za-z0-9_$\x80-\xff])|/\*)"
+    return re.compile(end, re.IGNORECASE), re.compile(rb";" + end, re.IGNORECASE)
+
+
+_FIRST_CONTROL, _LATER_CONTROL = _statements_with(_CONTROL)
+_FIRST_SETTING, _LATER_SETTING = _statements_with(rb"SET")
 
 
 def is_empty(sql: bytes) -> bool:
@@ -43,9 +53,16 @@ def mentions_set_config(sql: bytes) -> bool:
 
 def mentions_control(sql: bytes) -> bool:
     """Tell whether a statement of the text may control a transaction or a setting."""
-    if _FIRST.match(sql) is not None or mentions_set_config(sql):
+    if _FIRST_CONTROL.match(sql) is not None or mentions_set_config(sql):
         return True
-    return b";" in sql and _LATER.search(sql) is not None
+    return b";" in sql and _LATER_CONTROL.search(sql) is not None
+
+
+def mentions_setting(sql: bytes) -> bool:
+    """Tell whether a statement of the text may set a setting."""
+    if _FIRST_SETTING.match(sql) is not None or mentions_set_config(sql):
+        return True
+    return _LATER_SETTING.search(sql) is not None
 
 
 def skip_blanks(sql: bytes, position: int) -> int:

@@ -13,11 +13,12 @@ libpg_query recurses over the tree without a limit, and a chain such as ``1+1+1+
 8 MB stack and kills the process (tried).  So a text is only parsed if what remains of it without strings
 and comments is at most `MAX_CODE` bytes long: at least two bytes are needed for each level.  protobuf
 refuses to read trees that are more than 100 messages deep, which is about 45 nested expressions; such a
-text counts as one that does not parse.
+text counts as one that cannot be read.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,9 +29,16 @@ from learning.records import Template, Value
 from proxy.sql.arguments import Source
 from proxy.sql.cache import GenerationCache
 from proxy.sql.effects import Effects, completions, effects_of
-from proxy.sql.glance import is_empty, mentions_control, mentions_operator, mentions_set_config, skip_blanks
+from proxy.sql.glance import (
+    is_empty,
+    mentions_control,
+    mentions_operator,
+    mentions_set_config,
+    mentions_setting,
+    skip_blanks,
+)
 from proxy.sql.shape import Shape, shape_of
-from proxy.sql.statements import EMPTY, PLAIN, UNKNOWN, UNPARSED, Argument, Scope, Statement, VectorQuery
+from proxy.sql.statements import CONTROL, EMPTY, PLAIN, UNKNOWN, Argument, Scope, Statement, VectorQuery
 from proxy.sql.template import Found, LeftAloneError, find
 
 MAX_TEXT: Final = 1 << 20
@@ -39,6 +47,7 @@ MAX_TEXT: Final = 1 << 20
 MAX_CODE: Final = 16 << 10
 """Bytes; a text with more than this outside strings and comments is not parsed."""
 
+_log = logging.getLogger(__name__)
 _OVERHEAD: Final = 1024  # bytes that an entry takes besides its text, roughly
 
 
@@ -46,7 +55,7 @@ _OVERHEAD: Final = 1024  # bytes that an entry takes besides its text, roughly
 class _Plan:
     """What every text of one shape gets; `slots` holds the argument, or the index of its literal's piece."""
 
-    statement: Statement
+    statement: Statement  # the answer where there is no vector query
     template: Template | None = None
     slots: tuple[Argument | int, ...] = ()
     tail: int = 0  # bytes behind the statement
@@ -91,21 +100,24 @@ class Recogniser:
         known = self._texts.get(key)
         if known is not None:
             return known
-        statement = self._look_closer(sql, scope)
+        try:
+            statement = self._look_closer(sql, scope)
+        except Exception:  # a mistake of ours must not stand in the way of the client's statement
+            _log.exception("a text of %d bytes could not be analysed; it passes as it is", len(sql))
+            statement = _unread(sql)
         self._texts.put(key, statement, 2 * len(sql) + _OVERHEAD)
         return statement
 
     def _look_closer(self, sql: bytes, scope: Scope) -> Statement:
-        shape = None if b"\0" in sql else shape_of(sql)
+        text = _decoded(sql)
+        if text is None:
+            return _unread(sql)
+        shape = shape_of(sql)
         if shape is not None:
             plan = self._plan(shape, scope)
             if plan is not None:
                 return plan.apply(sql, shape)
-        if b"\0" in sql or (len(sql) if shape is None else shape.code_size) > MAX_CODE:
-            return _unread(sql)
-        try:
-            text = sql.decode()
-        except UnicodeDecodeError:
+        if (len(sql) if shape is None else shape.code_size) > MAX_CODE:
             return _unread(sql)
         try:
             statements = list(parse(text).stmts)
@@ -135,8 +147,8 @@ class Recogniser:
             if query.start != skip_blanks(sql, 0) or shape.last_comment >= query.end:
                 return  # a comment of another length would move the statement
             slots = tuple(_slot_recipe(source, shape) for source in found.sources)
-            free = _pieces_that_are_values(slots, found.sources, shape)
-            plan = _Plan(statement, query.template, slots, len(sql) - query.end)
+            free = _pieces_that_are_values(slots, shape)
+            plan = _Plan(PLAIN, query.template, slots, len(sql) - query.end)
         elif statement.touches or statement.resets:
             return
         else:
@@ -162,9 +174,7 @@ def _slot_recipe(source: Source, shape: Shape) -> Argument | int:
     return Argument(source.parameter, source.literal)
 
 
-def _pieces_that_are_values(
-    slots: tuple[Argument | int, ...], sources: tuple[Source, ...], shape: Shape
-) -> tuple[int, ...]:
+def _pieces_that_are_values(slots: tuple[Argument | int, ...], shape: Shape) -> tuple[int, ...]:
     """Return the pieces that are slots' values, repetitions of a vector literal included."""
     indexes = {slot for slot in slots if isinstance(slot, int)}
     vectors = {shape.pieces[i].text for i in indexes if shape.pieces[i].text.startswith(b"'[")}
@@ -224,11 +234,22 @@ def _bounds(sql: bytes, statement: pb.RawStmt) -> tuple[int, int]:
     return min(skip_blanks(sql, start), end), end
 
 
+def _decoded(sql: bytes) -> str | None:
+    if b"\0" in sql:  # would end the text for libpg_query; the protocol does not allow it either
+        return None
+    try:
+        return sql.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def _unread(sql: bytes) -> Statement:
     """Answer for a text that cannot be looked into."""
-    return UNKNOWN if mentions_control(sql) else PLAIN
+    if mentions_setting(sql):
+        return UNKNOWN
+    return CONTROL if mentions_control(sql) else PLAIN
 
 
 def _unparsed(sql: bytes) -> Statement:
-    """Answer for a text that does not parse."""
-    return UNPARSED if mentions_control(sql) else PLAIN
+    """Answer for a text that does not parse: the server will refuse it as well, so it sets nothing."""
+    return CONTROL if mentions_control(sql) else PLAIN

@@ -8,7 +8,7 @@ derived from the first serves the second.  That holds because of three rules:
   meets anything else that could (``E'..'``, ``U&'..'``, ``$$``, a nested comment, an open quote) it gives
   up: no shape.
 - A literal counts as understood only if the parser reported a constant of the same value at the same place
-  (`pieces that are values` in `proxy.sql.recogniser`); all others belong to the shape with their text.
+  (`proxy.sql.recogniser`); all others belong to the shape with their text.
 - Comments are cut out, but their kind stays, since ``'a' --x`` and a string on the next line are one literal.
 
 Strings are read as ``standard_conforming_strings = on`` has them, PostgreSQL's default since 9.1;

@@ -90,8 +90,8 @@ EMPTY: Final = Statement(count=0)
 PLAIN: Final = Statement(count=1)
 """A text without anything that a session must know of."""
 
+CONTROL: Final = Statement(count=1, controls_transaction=True)
+"""A text that cannot be read and may control transactions, but sets nothing."""
+
 UNKNOWN: Final = Statement(count=1, controls_transaction=True, touches=frozenset({ANY_SETTING}))
 """A text that cannot be read (too large, not UTF-8) and may control transactions and change settings."""
-
-UNPARSED: Final = Statement(count=1, controls_transaction=True)
-"""A text with such keywords that does not parse: the server will refuse it as well, so it sets nothing."""

@@ -231,7 +231,7 @@ def _roles(select: pb.SelectStmt, vector: int) -> dict[int, Slot]:
     return roles
 
 
-def _filters(select: pb.SelectStmt) -> Iterator[tuple[int, str, str]]:
+def _filters(select: pb.SelectStmt) -> Iterator[tuple[int, str | None, str]]:
     """Yield (slot, column, operator) for each condition of WHERE that every row must meet."""
     if not select.HasField("where_clause"):
         return
@@ -244,22 +244,36 @@ def _filters(select: pb.SelectStmt) -> Iterator[tuple[int, str, str]]:
             yield from _condition(node)
 
 
-def _condition(node: pb.A_Expr) -> Iterator[tuple[int, str, str]]:
+def _condition(node: pb.A_Expr) -> Iterator[tuple[int, str | None, str]]:
     operator = operator_name(node)
-    path = column_path(node.lexpr)
-    if node.kind == pb.AEXPR_OP and operator in _MIRRORED:
-        slot = _slot(node.rexpr)
-        if path is None:
-            path, slot, operator = column_path(node.rexpr), _slot(node.lexpr), _MIRRORED[operator]
-        if path is not None and slot is not None:
-            yield slot, path[-1], operator
-    if path is None:
+    if node.kind != pb.AEXPR_OP:
+        path = column_path(node.lexpr)
+        elements, word = _elements(node, operator)
+        if path is not None:
+            yield from ((slot, path[-1], word) for slot in map(_slot, elements) if slot is not None)
+    elif operator in _MIRRORED:
+        yield from _comparison(node.lexpr, _slot(node.rexpr), operator)
+        yield from _comparison(node.rexpr, _slot(node.lexpr), _MIRRORED[operator])
+    elif operator == "@>":
+        yield from _comparison(node.lexpr, _slot(node.rexpr), operator)
+
+
+def _comparison(left: pb.Node, slot: int | None, operator: str) -> Iterator[tuple[int, str | None, str]]:
+    """Yield the slots of ``left operator slot``.
+
+    Where the left side is an expression over columns, such as ``meta ->> 'source'``, there is no column to
+    name, and the arguments inside it decide with the others which rows pass.
+    """
+    if slot is None:
         return
-    elements, word = _elements(node, operator)
-    for element in elements:
-        slot = _slot(element)
-        if slot is not None:
-            yield slot, path[-1], word
+    path = column_path(left)
+    if path is not None:
+        yield slot, path[-1], operator
+        return
+    parts = list(walk(left))
+    if any(isinstance(part, pb.ColumnRef) for part in parts):
+        yield slot, None, operator
+        yield from ((part.number - 1, None, operator) for part in parts if isinstance(part, pb.ParamRef))
 
 
 def _elements(node: pb.A_Expr, operator: str) -> tuple[list[pb.Node], str]:

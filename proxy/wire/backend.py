@@ -5,7 +5,6 @@ COPY, authentication, errors and notices have files of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -295,9 +294,8 @@ class FunctionCallResponse(BackendMessage):
         return cls(reader.value("result"))
 
 
-AnyBackendMessage = (
-    AnyAuthenticationRequest
-    | BackendKeyData
+_ByTag = (
+    BackendKeyData
     | BindComplete
     | CloseComplete
     | CommandComplete
@@ -321,37 +319,35 @@ AnyBackendMessage = (
     | ReadyForQuery
     | RowDescription
 )
+AnyBackendMessage = AnyAuthenticationRequest | _ByTag
 
-_DECODERS: Final[dict[int, Callable[[Buffer], AnyBackendMessage]]] = {
-    framing.AUTHENTICATION: decode_authentication,
-    **{
-        message.TAG: message.decode
-        for message in (
-            BackendKeyData,
-            BindComplete,
-            CloseComplete,
-            CommandComplete,
-            CopyBothResponse,
-            CopyData,
-            CopyDone,
-            CopyInResponse,
-            CopyOutResponse,
-            DataRow,
-            EmptyQueryResponse,
-            ErrorResponse,
-            FunctionCallResponse,
-            NegotiateProtocolVersion,
-            NoData,
-            NoticeResponse,
-            NotificationResponse,
-            ParameterDescription,
-            ParameterStatus,
-            ParseComplete,
-            PortalSuspended,
-            ReadyForQuery,
-            RowDescription,
-        )
-    },
+_MESSAGES: Final[dict[int, type[_ByTag]]] = {
+    message.TAG: message
+    for message in (
+        BackendKeyData,
+        BindComplete,
+        CloseComplete,
+        CommandComplete,
+        CopyBothResponse,
+        CopyData,
+        CopyDone,
+        CopyInResponse,
+        CopyOutResponse,
+        DataRow,
+        EmptyQueryResponse,
+        ErrorResponse,
+        FunctionCallResponse,
+        NegotiateProtocolVersion,
+        NoData,
+        NoticeResponse,
+        NotificationResponse,
+        ParameterDescription,
+        ParameterStatus,
+        ParseComplete,
+        PortalSuspended,
+        ReadyForQuery,
+        RowDescription,
+    )
 }
 
 
@@ -363,7 +359,9 @@ def decode_backend(tag: int, body: Buffer) -> AnyBackendMessage:
     ProtocolViolation
         The tag is unknown or the body malformed.
     """
-    decode = _DECODERS.get(tag)
-    if decode is None:
+    if tag == framing.AUTHENTICATION:
+        return decode_authentication(body)
+    message = _MESSAGES.get(tag)
+    if message is None:
         raise ProtocolViolation(f"a message with unknown tag {tag:#04x}", sender=Sender.BACKEND)
-    return decode(body)
+    return message.decode(body, Sender.BACKEND)

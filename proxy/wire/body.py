@@ -204,9 +204,12 @@ class Message:
         return _BYTE.pack(self.TAG) + packet((self._body(),))
 
     @classmethod
-    def decode(cls, body: Buffer) -> Self:
-        """Return the message that has this body (header excluded); `body` may be reused afterwards."""
-        reader = BodyReader(body, cls.__name__, cls.SENDER)
+    def decode(cls, body: Buffer, sender: Sender | None = None) -> Self:
+        """Return the message that has this body (header excluded); `body` may be reused afterwards.
+
+        `sender` is for errors, where the message alone does not tell: CopyData and CopyDone.
+        """
+        reader = BodyReader(body, cls.__name__, cls.SENDER or sender)
         message = cls._read(reader)
         reader.end()
         return message

@@ -25,7 +25,7 @@ class ProtocolViolation(Exception):  # noqa: N818 - the protocol's own term
     message
         Name of the message as in the protocol documentation; None where it cannot be told.
     sender
-        Whose fault it is; None where the message can come from either side.
+        Whose fault it is; None where neither message nor caller tells.
     """
 
     sqlstate = b"08P01"

@@ -74,9 +74,6 @@ STATEMENT: Final = ord("S")
 PORTAL: Final = ord("P")
 
 # -- limits ------------------------------------------------------------------------------------------------
-HEADER: Final = 5
-"""Bytes of tag and length."""
-
 MAX_LENGTH: Final = 0x3FFFFFFF + 4
 """Largest length field, itself included: the server's buffers end at 1 GiB (MaxAllocSize)."""
 

@@ -247,4 +247,4 @@ def decode_frontend(tag: int, body: Buffer) -> AnyFrontendMessage:
     message = _MESSAGES.get(tag)
     if message is None:
         raise ProtocolViolation(f"a message with unknown tag {tag:#04x}", sender=Sender.FRONTEND)
-    return message.decode(body)
+    return message.decode(body, Sender.FRONTEND)

@@ -288,6 +288,41 @@ def test_every_worker_gets_the_policy_on_connecting(
     run(scenario())
 
 
+def test_anonymized_learner_keeps_its_knowledge_without_keeping_values(
+    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
+) -> None:
+    create_items(postgres.dsn(database))
+    with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+        connection.execute("ALTER TABLE items ADD COLUMN name text")
+        connection.execute("UPDATE items SET name = 'shelf-' || section")
+        connection.execute("CREATE INDEX ON items (name)")
+        connection.execute("VACUUM ANALYZE items")
+    found = template("SELECT id FROM items WHERE name = $2 ORDER BY embedding <-> $1 LIMIT 10", database)
+    config = configuration(postgres, state, learning={"anonymize": True})
+    names = [Value(0, f"shelf-{number}".encode()) for number in range(3)]
+
+    async def first() -> TemplatePolicy:
+        async with learner(config, socket_path) as worker:
+            await worker.announce(found, [query(found, v, names[i % 3]) for i, v in enumerate(QUERIES)])
+            policy = await worker.policy(found, lambda p: len(p.contexts) == 3)
+            await asyncio.sleep(1.2)
+            return policy
+
+    async def second() -> TemplatePolicy:
+        async with learner(config, socket_path) as worker:
+            assert not (await worker.snapshot()).templates[found.key].contexts
+            await worker.announce(found, [query(found, QUERIES[0], names[0])])
+            return await worker.policy(found, lambda p: "10\x1fshelf-0" in p.contexts)
+
+    before = asyncio.run(first())
+    kept = b"".join(path.read_bytes() for path in state.iterdir())
+    assert b"shelf-" not in kept
+    assert not any(vector.astype("<f4").tobytes() in kept for vector in QUERIES)
+    after = asyncio.run(second())
+    name = "10\x1fshelf-0"
+    assert after.contexts[name].labels >= before.contexts[name].labels  # the old labels were recognised
+
+
 _CHILD = """
 import asyncio, sys
 from pathlib import Path

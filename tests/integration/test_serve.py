@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -31,7 +33,9 @@ PASSWORD = "hunter2"
 class Served:
     """A running proxy."""
 
-    def __init__(self, directory: Path, upstream: tuple[str, int], more: str = "", dsn: str = "") -> None:
+    def __init__(
+        self, directory: Path, temporary: Path, upstream: tuple[str, int], more: str, dsn: str
+    ) -> None:
         self.port, self.admin_port = free_port(), free_port()
         self._log_path = directory / "log"
         host, port = upstream
@@ -43,6 +47,7 @@ class Served:
             "RUVECTOR_LISTEN_PORT": str(self.port),
             "RUVECTOR_ADMIN_PORT": str(self.admin_port),
             "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(temporary),
         }
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -96,7 +101,7 @@ class Served:
         return self.process.wait(30)
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -113,7 +118,8 @@ def is_alive(pid: int) -> bool:
 @contextlib.contextmanager
 def serving(directory: Path, upstream: tuple[str, int], more: str = "", dsn: str = "") -> Iterator[Served]:
     """Run a proxy; at the end no process of it may be left, and it must have ended well."""
-    served = Served(directory, upstream, more, dsn)
+    temporary = tempfile.mkdtemp(prefix="rvt-")  # short: a unix socket's path may have 107 bytes
+    served = Served(directory, Path(temporary), upstream, more, dsn)
     try:
         yield served
         if served.process.poll() is None:
@@ -122,6 +128,7 @@ def serving(directory: Path, upstream: tuple[str, int], more: str = "", dsn: str
         served.process.kill()
         served.process.wait()
         print(served.log)  # shown where a test fails
+        shutil.rmtree(temporary)
     assert not any(is_alive(pid) for pid in [*served.pids("worker 1"), *served.pids("learner")])
     assert PASSWORD not in served.log
 
@@ -188,10 +195,12 @@ def test_a_killed_worker_is_back_at_once(postgres: EmbeddedPostgres, tmp_path: P
         served.wait_ready()
         with served.connect(autocommit=True) as before:
             assert before.execute("SELECT 1").fetchone() == (1,)
-            os.kill(served.pids("worker 1")[0], signal.SIGKILL)
+            worker = served.pids("worker 1")[0]
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: not is_alive(worker))
             with pytest.raises(psycopg.OperationalError):
                 before.execute("SELECT 1")
-        with served.connect(connect_timeout=10) as after:
+        with served.connect(connect_timeout=60) as after:
             assert after.execute("SELECT 1").fetchone() == (1,)
         assert "worker 1 was killed by SIGKILL; starting it again in 0.1 s" in served.log
 

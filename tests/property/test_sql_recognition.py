@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.one_of(st.binary(max_size=200), st.lists(FRAGMENTS, max_size=25).map(lambda p: " ".join(p).encode()))
 )
@@ -58,6 +60,7 @@ def test_no_bytes_make_decoding_raise(format_code: int, data: bytes) -> None:
 TAIL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 
 
+@pytest.mark.slow
 @given(TAIL, st.sampled_from(OPERATORS))
 def test_operators_in_strings_and_comments_are_not_queries(noise: str, operator: str) -> None:
     inside = f"{noise} ORDER BY e {operator} '[1]' LIMIT 5 {noise}"
@@ -141,6 +144,7 @@ def vector_query(sql: str) -> VectorQuery:
     return statement.vector
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(SEARCHES, st.booleans(), BLANKS)
 def test_slots_hold_what_was_put_in(search: Search, upper: bool, blank: str) -> None:
@@ -160,6 +164,7 @@ def test_slots_hold_what_was_put_in(search: Search, upper: bool, blank: str) -> 
     assert parameters.template == found.template
 
 
+@pytest.mark.slow
 @given(SEARCHES, st.booleans(), st.booleans(), BLANKS, BLANKS)
 def test_the_key_ignores_blanks_comments_and_case(
     search: Search, literal: bool, upper: bool, one: str, other: str
@@ -169,6 +174,7 @@ def test_the_key_ignores_blanks_comments_and_case(
     assert vector_query(first).template == vector_query(f"{other}{second} ;").template
 
 
+@pytest.mark.slow
 @given(SEARCHES, st.lists(STRINGS, max_size=3), STRINGS)
 def test_offsets_cut_the_statement_out(search: Search, before: list[str], after: str) -> None:
     own, _ = search.render(literal=True, upper=True, blank=" ")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from config.dsn import redact_dsn
+from config.dsn import check_dsn, redact_dsn
 from config.schema import Config, Learner, Learning, Table, TableOptions, Upstream, Workers, host_port
 
 SECRET = "postgresql://me:hunter2@db.example:5432/app?host=/tmp&sslpassword=hunter2"
@@ -50,6 +52,26 @@ def test_a_validation_error_does_not_show_the_secret() -> None:
 )
 def test_a_dsn_is_shown_without_password_or_not_at_all(dsn: str, shown: str) -> None:
     assert redact_dsn(dsn) == shown
+
+
+@given(
+    st.text(max_size=5),
+    st.sampled_from(["", "h", "h:1", "h:x", "h1,h2:5", "[::1]:5", "[", "h/x@y"]),
+    st.sampled_from(["", "/db", "/db?host=/tmp", "?password=HUSH", "/db?sslPassword=HUSH&x=1", "#x"]),
+)
+def test_no_part_of_a_password_is_ever_shown(special: str, hosts: str, rest: str) -> None:
+    dsn = f"postgresql://me:HUSH{special}HUSH@{hosts}{rest}"
+    assert "HUSH" not in redact_dsn(dsn)
+    assert "HUSH" not in complaint(dsn)
+
+
+def complaint(dsn: str) -> str:
+    """Return what is said against a connection URI, if anything."""
+    try:
+        check_dsn(dsn)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def test_a_config_cannot_be_changed() -> None:

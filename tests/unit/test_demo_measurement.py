@@ -27,6 +27,8 @@ from bench.demo.results import (
     Results,
     by_category,
     learning_curves,
+    overhead_ms,
+    settings_between,
     verdicts,
 )
 from bench.demo.workload import Query, Truth
@@ -101,7 +103,7 @@ def test_best_static_setting_is_the_cheapest_that_reaches_the_target() -> None:
 
 def test_best_setting_of_a_category_falls_back_to_exact_search() -> None:
     tried = {"exact": _samples(1.0, 9.0, category=3), "quick": _samples(0.5, 1.0, category=3)}
-    assert search.best_by_category(tried, [3], 0.98) == {3: "exact"}
+    assert search.best_by_category(tried, [3, 4], 0.98) == {3: "exact", 4: "exact"}
     tried["good"] = _samples(0.99, 2.0, category=3)
     assert search.best_by_category(tried, [3], 0.98) == {3: "good"}
 
@@ -129,6 +131,22 @@ def test_figures_are_added_up_over_labels() -> None:
     assert figures.total("x", arm="2") == 3.0
     assert figures.total("missing") == 0.0
     assert figures.by("x", "table") == {"a": 5.0}
+
+
+def test_choices_and_overhead_are_taken_from_the_proxys_figures() -> None:
+    def scrape(exact: float, wide: float) -> Figures:
+        return Figures(
+            {
+                "ruvector_queries_adapted_total": [({"arm": "exact"}, exact), ({"arm": "ef=100"}, wide)],
+                "ruvector_proxy_overhead_seconds_sum": [({}, 0.02)],
+                "ruvector_proxy_overhead_seconds_count": [({}, 400.0)],
+            }
+        )
+
+    assert settings_between(scrape(10, 5), scrape(40, 15)) == {"exact": 0.75, "ef=100": 0.25}
+    assert settings_between(scrape(10, 5), scrape(11, 5)) == {"exact": 1.0}
+    assert overhead_ms(scrape(1, 1)) == pytest.approx(0.05)
+    assert overhead_ms(Figures({})) == 0.0
 
 
 def test_learning_curve_shows_recall_rising(truth: Truth) -> None:
@@ -171,6 +189,8 @@ def _results(proxy: Summary, plain: Summary) -> Results:
             name: [CurvePoint(float(t), 0.9 + t / 1_000) for t in range(60)]
             for name in ("filtered", "unfiltered")
         },
+        overhead_ms=0.05,
+        settings={"exact": 0.75, "ef=100": 0.25},
     )
 
 

@@ -104,7 +104,7 @@ def test_exact_answer_has_full_recall_and_each_lost_row_counts(data: Dataset, ca
     found = truth.found(query)
     assert found == (3 if category == 0 else K)
     exact = np.argsort(_cosine_distances(data, query))[:found].tolist()
-    limit = truth.limit(query)
+    limit = truth.limits([query])[0]
     assert limit == pytest.approx(np.sort(_cosine_distances(data, query))[found - 1], abs=1e-6)
     assert truth.recall(query, exact, limit) == 1.0
     assert truth.recall(query, exact[:-1], limit) == pytest.approx((found - 1) / found)
@@ -115,7 +115,7 @@ def test_wrong_repeated_and_foreign_rows_are_no_hits(data: Dataset) -> None:
     truth = Truth(data)
     query = Query("gloss", data.queries["gloss"][1], 2)
     order = np.argsort(_cosine_distances(data, query)).tolist()
-    limit = truth.limit(query)
+    limit = truth.limits([query])[0]
     assert truth.recall(query, [*order[:9], order[30]], limit) == pytest.approx(0.9)
     assert truth.recall(query, [order[0]] * K, limit) == pytest.approx(0.1)
     unfiltered = np.argsort(_cosine_distances(data, Query("gloss", query.vector))).tolist()
@@ -129,7 +129,7 @@ def test_a_tie_with_the_last_row_is_a_hit() -> None:
     data = Dataset(base, np.zeros(12, dtype=np.int16), {}, "ties")
     query = Query("gloss", np.ones(12, dtype=np.float32))
     truth = Truth(data)
-    assert truth.recall(query, list(range(2, 12)), truth.limit(query)) == 1.0
+    assert truth.recall(query, list(range(2, 12)), truth.limits([query])[0]) == 1.0
 
 
 def test_vector_forms_keep_every_float() -> None:
@@ -139,3 +139,11 @@ def test_vector_forms_keep_every_float() -> None:
     np.testing.assert_array_equal(np.frombuffer(body, dtype=">f4", offset=4), vector)
     parsed = np.array(text_vector(vector).strip("[]").split(","), dtype=np.float32)
     np.testing.assert_array_equal(parsed, vector)
+
+
+def test_limits_come_in_the_order_of_the_queries_whatever_their_categories(data: Dataset) -> None:
+    truth = Truth(data)
+    vectors = [vector for family in FAMILIES for vector in data.queries[family]] * 2
+    queries = [Query("gloss", vector, (None, 0, 3)[i % 3]) for i, vector in enumerate(vectors)]
+    expected = [np.sort(_cosine_distances(data, query))[truth.found(query) - 1] for query in queries]
+    np.testing.assert_allclose(truth.limits(queries), expected, atol=1e-6)

@@ -168,6 +168,21 @@ def test_an_unknown_host_is_a_clear_error() -> None:
         bind("no.such.host.invalid", 0, 1)
 
 
+def test_an_address_of_another_machine_is_a_clear_error() -> None:
+    with pytest.raises(StartError, match=r"192\.0\.2\.1:0: Cannot assign requested address \(listen\.host"):
+        bind("192.0.2.1", 0, 1)
+
+
+def test_an_address_that_is_not_here_does_not_matter_if_another_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_addresses(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, 0, 0, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    ((listening,),) = bind("name", 0, 1)
+    with listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
 def test_an_admin_port_in_use_is_a_clear_error_and_frees_the_other_port(command: Command) -> None:
     config = a_config()
     with socket.socket() as other:
@@ -179,6 +194,15 @@ def test_an_admin_port_in_use_is_a_clear_error_and_frees_the_other_port(command:
             asyncio.run(Supervisor(config, command).run())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", config.listen.port))
+
+
+def test_a_temporary_directory_with_a_long_name_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 100)))
+    (tmp_path / ("x" * 100)).mkdir()
+    with pytest.raises(StartError, match="too long; set TMPDIR to a shorter one"):
+        asyncio.run(Supervisor(a_config()).run())
 
 
 def test_a_killed_worker_is_replaced_and_waiting_clients_get_its_successor(
@@ -318,7 +342,7 @@ def test_however_the_supervisor_ends_no_process_is_left(
         asyncio.run(Supervisor(Config.from_json({config.to_json()!r}), lambda kind: [*command, kind]).run())
         """)
     )
-    environment = child_environment(tmp_path)
+    environment = {**child_environment(tmp_path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-P", script], env=environment, stderr=subprocess.PIPE, text=True
     ) as supervisor:

@@ -7,7 +7,7 @@ import pytest
 from proxy.wire import FramingViolation, ProtocolViolation, Sender, authentication, framing, frontend, startup
 from proxy.wire import backend as b
 from proxy.wire.body import Message
-from proxy.wire.copying import CopyData
+from proxy.wire.copying import CopyData, CopyDone
 from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
 from proxy.wire.startup import StartupPacket
 
@@ -220,3 +220,12 @@ def test_a_violation_tells_message_sender_and_problem_but_not_the_contents() -> 
     assert str(violation) == "frontend sent a malformed PasswordMessage: password has no terminating NUL"
     assert violation.sqlstate == b"08P01"
     assert not isinstance(violation, FramingViolation)
+
+
+def test_the_dispatcher_knows_who_sent_a_message_that_goes_both_ways() -> None:
+    with pytest.raises(ProtocolViolation, match="frontend sent a malformed CopyDone: 1 bytes too many"):
+        frontend.decode_frontend(framing.COPY_DONE, b"x")
+    with pytest.raises(ProtocolViolation, match="backend sent a malformed CopyDone"):
+        b.decode_backend(framing.COPY_DONE, b"x")
+    with pytest.raises(ProtocolViolation, match="peer sent a malformed CopyDone"):
+        CopyDone.decode(b"x")

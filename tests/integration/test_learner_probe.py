@@ -1,0 +1,341 @@
+"""Confirmation and labels against a real server: what is bound, what is in force, what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import numpy as np
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from bench.embedded import EmbeddedPostgres
+from learning.binding import parameter_types
+from learning.inventory import Confirmed, Rejected, confirm
+from learning.probe import Measured, measure, snapshot
+from learning.records import Arm, Template, Trajectory, Value
+from learning.schedule import LabelPlan
+from learning.tablestats import SKETCH_ROWS, sketch
+from learning.upstream import Session, UnavailableError, Upstream
+from tests.integration.learner_kit import (
+    DIMENSIONS,
+    FILTERED,
+    UNFILTERED,
+    Vectors,
+    clustered,
+    create_items,
+    query,
+    template,
+    text,
+)
+
+pytestmark = pytest.mark.integration
+
+QUERY = clustered(60)[3] + 0.3
+
+
+def connected(postgres: EmbeddedPostgres, database: str, work: Callable[[Session], Awaitable[Any]]) -> Any:
+    """Run `work` with a side connection to the database."""
+
+    async def scenario() -> Any:
+        upstream = Upstream(postgres.uri())
+        try:
+            return await work(await upstream.session(database))
+        finally:
+            await upstream.close()
+
+    return asyncio.run(scenario())
+
+
+async def confirmed(session: Session, found: Template, sample: Trajectory) -> Confirmed:
+    answer = await confirm(session, found, sample, max_k=sample.k + sample.offset)
+    assert isinstance(answer, Confirmed), answer
+    return answer
+
+
+async def label(
+    session: Session, found: Template, sample: Trajectory, arms: tuple[Arm, ...] | None = None
+) -> Measured:
+    known = await confirmed(session, found, sample)
+    return await measure(
+        session, found, known.types, known.settings, sample, arms or known.arms,
+        context="", uniform=True, plan=LabelPlan(),
+    )  # fmt: skip
+
+
+def execute(postgres: EmbeddedPostgres, database: str, *statements: str) -> None:
+    with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def by_hand(
+    postgres: EmbeddedPostgres, database: str, arm: Arm, vector: Vectors, where: str = "true"
+) -> list[int]:
+    """Return the ids that a user gets who sets the arm's settings by hand."""
+    with psycopg.connect(postgres.dsn(database)) as connection:
+        for name, value in arm.settings:
+            connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+        sql = f"SELECT id FROM items WHERE {where} ORDER BY embedding <-> '{text(vector)}' LIMIT 10"
+        return [row[0] for row in connection.execute(sql)]
+
+
+@pytest.mark.slow
+def test_every_arm_is_measured_as_a_user_would_see_it(postgres: EmbeddedPostgres, database: str) -> None:
+    vectors = create_items(postgres.dsn(database))
+    order = np.argsort(((vectors - QUERY) ** 2).sum(axis=1), kind="stable")
+
+    async def work(session: Session) -> tuple[Confirmed, Measured]:
+        found = template(UNFILTERED, database)
+        return await confirmed(session, found, query(found, QUERY)), await label(
+            session, found, query(found, QUERY)
+        )
+
+    known, measured = connected(postgres, database, work)
+    results = measured.label.results
+    assert set(results) == {arm.name for arm in known.arms}
+    assert measured.label.found == 10
+    for arm in known.arms:
+        ids = by_hand(postgres, database, arm, QUERY)
+        assert results[arm.name].recall == len(set(ids) & set(order[:10].tolist())) / 10, arm.name
+        assert results[arm.name].rows == len(ids)
+    assert results["as is"].recall == results["ef=40"].recall  # the setting of the arm before is gone
+    assert 0 < results["exact"].ms < measured.seconds * 1000
+
+
+BINDINGS: dict[str, tuple[str, list[Value]]] = {
+    "int4": ("n = $2", [Value(0, b"7"), Value(1, struct.pack("!i", 7)), Value(1, struct.pack("!h", 7))]),
+    "text": ("t = $2", [Value(0, b"it's \xe2\x82\xac 7"), Value(1, b"it's \xe2\x82\xac 7")]),
+    "uuid": ("u = $2", [Value(0, str(uuid.UUID(int=7)).encode()), Value(1, uuid.UUID(int=7).bytes)]),
+    "timestamptz": (
+        "at = $2",
+        [Value(0, b"2026-01-08 00:00:00+00"), Value(1, struct.pack("!q", 821_145_600 * 1_000_000))],
+    ),
+    "date": ("d = $2", [Value(0, b"2026-01-08"), Value(1, struct.pack("!i", 9504))]),
+    "numeric": ("p = $2", [Value(0, b"7.5"), Value(1, struct.pack("!hhhhhh", 2, 0, 0, 1, 7, 5000))]),
+    "enum": ("e = $2", [Value(0, b"some"), Value(1, b"some")]),
+    "bool": ("b = $2", [Value(0, b"t"), Value(1, b"\x01")]),
+    "int4[]": (
+        "n = ANY ($2)",
+        [Value(0, b"{7,NULL}"), Value(1, struct.pack("!iiIiiiii", 1, 0, 23, 2, 1, 4, 7, -1))],
+    ),
+    "text[]": (
+        "t = ANY ($2)",
+        [Value(0, '{"it\'s € 7"}'.encode()), Value(1, struct.pack("!iiIiii", 1, 0, 25, 1, 1, 10) + "it's € 7".encode())],
+    ),
+    "null": ("n = $2", [Value(0, None), Value(1, None)]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def typed(postgres: EmbeddedPostgres, database: str) -> str:
+    """Return a database with a table of 12 rows with a column of each type; row 7 holds what is asked for."""
+    execute(
+        postgres,
+        database,
+        "CREATE TYPE amount AS ENUM ('none', 'some')",
+        f"""CREATE TABLE typed AS SELECT i AS n, 'it''s € ' || i AS t, lpad(to_hex(i), 32, '0')::uuid AS u,
+            '2026-01-01 00:00:00+00'::timestamptz + i * interval '1 day' AS at, '2026-01-01'::date + i AS d,
+            i + 0.5 AS p, (CASE i WHEN 7 THEN 'some' ELSE 'none' END)::amount AS e, i = 7 AS b,
+            array_fill(i, ARRAY[{DIMENSIONS}])::vector({DIMENSIONS}) AS embedding FROM generate_series(0, 11) AS i""",
+        "CREATE INDEX ON typed USING hnsw (embedding vector_l2_ops)",
+        "ANALYZE typed",
+    )
+    return database
+
+
+@pytest.mark.parametrize("kind", BINDINGS)
+def test_values_of_every_type_and_format_are_bound_as_the_client_bound_them(
+    postgres: EmbeddedPostgres, typed: str, kind: str
+) -> None:
+    condition, values = BINDINGS[kind]
+    found = template(f"SELECT n FROM typed WHERE {condition} ORDER BY embedding <-> $1 LIMIT 5", typed)
+    exact = (Arm("exact", (("plan_cache_mode", "force_custom_plan"), ("enable_indexscan", "off")), "exact"),)
+
+    async def work(session: Session) -> list[int]:
+        known = await confirm(session, found, query(found, QUERY, values[0], k=5), max_k=5)
+        # On twelve rows no plan uses the index; what matters here is that the values were understood.
+        assert isinstance(known, Confirmed) or "vector index under any setting" in known.reason, known
+        return [await _found(session, found, query(found, QUERY, value, k=5), exact) for value in values]
+
+    rows = connected(postgres, typed, work)
+    assert rows == [0 if kind == "null" else 1] * len(values)
+
+
+async def _found(session: Session, found: Template, sample: Trajectory, arms: tuple[Arm, ...]) -> int:
+    async with snapshot(session, ()):
+        types = parameter_types(await session.connection.prepare(found.probe_sql))
+    measured = await measure(
+        session, found, types, (), sample, arms, context="", uniform=True, plan=LabelPlan()
+    )
+    return measured.label.found
+
+
+def test_offset_is_part_of_what_has_to_be_found(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database), rows=1000)
+    found = template("SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 10 OFFSET 20", database)
+    sample = query(found, QUERY)
+    measured = connected(postgres, database, lambda s: label(s, found, replace(sample, offset=20)))
+    assert (measured.label.k, measured.label.found) == (30, 30)
+    assert measured.label.results["as is"].rows == 30
+
+
+def test_settings_of_the_applications_role_are_those_of_as_is(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    create_items(postgres.dsn(database), rows=1000)
+    role = f"app_{database}"
+    execute(
+        postgres,
+        database,
+        f"CREATE ROLE {role}",
+        f"ALTER ROLE {role} SET hnsw.ef_search = 10",
+        f"ALTER ROLE {role} SET log_min_messages = 'error'",
+        f"ALTER DATABASE {database} SET hnsw.ef_search = 500",
+        f"ALTER DATABASE {database} SET hnsw.iterative_scan = off",
+    )
+    found = template("SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 30", database, user=role)
+    try:
+        known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY, k=30)))
+        measured = connected(postgres, database, lambda s: label(s, found, query(found, QUERY, k=30)))
+    finally:
+        execute(postgres, database, f"DROP ROLE {role}")
+    assert dict(known.settings) == {"hnsw.ef_search": "10", "hnsw.iterative_scan": "off"}
+    assert measured.label.results["as is"].rows == 10  # what ef_search = 10 gives
+    assert measured.label.results["ef=40"].rows == 30
+
+
+@pytest.mark.parametrize(
+    ("path", "user"), [('"o""k", public', "postgres"), ('"$user", public', 'o"k'), ("$user,public", 'o"k')]
+)
+def test_relation_is_looked_up_on_the_search_path_of_the_application(
+    postgres: EmbeddedPostgres, database: str, path: str, user: str
+) -> None:
+    create_items(postgres.dsn(database), rows=600)
+    execute(postgres, database, 'CREATE SCHEMA "o""k"', 'ALTER TABLE items SET SCHEMA "o""k"')
+    found = template(UNFILTERED, database, user=user, search_path=path)
+    known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY)))
+    assert known.facts.table == 'o"k.items'
+    lost = template(UNFILTERED, database, user=user, search_path="public")
+    answer = connected(postgres, database, lambda s: confirm(s, lost, query(lost, QUERY), max_k=10))
+    assert isinstance(answer, Rejected)
+    assert "search_path" in answer.reason
+
+
+def test_both_kinds_of_index_give_arms_that_use_them(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database), index=False)
+    execute(
+        postgres,
+        database,
+        "CREATE INDEX items_ivf ON items USING ivfflat (embedding vector_l2_ops) WITH (lists = 30)",
+    )
+    found = template(UNFILTERED, database)
+    known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY)))
+    assert {arm.kind for arm in known.arms} == {"as-is", "ivfflat", "exact"}
+    assert known.indexes[0].lists == 30
+    execute(postgres, database, "CREATE INDEX items_hnsw ON items USING hnsw (embedding vector_l2_ops)")
+    known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY)))
+    assert {index.method for index in known.indexes} == {"hnsw", "ivfflat"}
+    measured = connected(postgres, database, lambda s: label(s, found, query(found, QUERY)))
+    assert set(measured.label.results) == {arm.name for arm in known.arms}
+
+
+def test_halfvec_index_on_an_expression_is_confirmed(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database), index=False)
+    half = f"halfvec({DIMENSIONS})"
+    execute(postgres, database, f"CREATE INDEX ON items USING hnsw ((embedding::{half}) halfvec_l2_ops)")
+    found = template(f"SELECT id FROM items ORDER BY embedding::{half} <-> $1::{half} LIMIT 10", database)
+    known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY)))
+    assert "hnsw" in {arm.kind for arm in known.arms}
+
+
+def test_filter_statistics_are_read_by_canonical_value(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database))
+    found = template(FILTERED, database)
+    known = connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY, Value(0, b"2"))))
+    assert known.facts.selectivity.keys() <= {"0", "1", "2", "3"}
+    assert sum(known.facts.selectivity.values()) == pytest.approx(1.0, abs=0.01)
+    assert known.facts.rare_selectivity >= 1 / 4000
+    assert known.facts.rows == 4000
+
+
+def test_sketch_is_a_sample_of_the_column(postgres: EmbeddedPostgres, database: str) -> None:
+    vectors = create_items(postgres.dsn(database), rows=800)
+    execute(postgres, database, "ALTER TABLE items ADD COLUMN other vector(3)")
+
+    async def work(session: Session) -> tuple[Any, Any, Any]:
+        found = template(UNFILTERED, database)
+        known = await confirmed(session, found, query(found, QUERY))
+        return (
+            await sketch(session, known.relation, "embedding", 800),
+            await sketch(session, known.relation, "embedding", 8.0 * SKETCH_ROWS),
+            await sketch(session, known.relation, "other", 800),
+        )
+
+    every, eighth, nothing = connected(postgres, database, work)
+    assert sorted(map(tuple, every.tolist())) == sorted(map(tuple, vectors.tolist()))
+    assert 50 < len(eighth) < 160
+    assert nothing is None  # all NULL
+
+
+def test_locked_table_is_no_reason_to_reject_it(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database), rows=600)
+    found = template(UNFILTERED, database)
+    with psycopg.connect(postgres.dsn(database)) as other:
+        other.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            connected(postgres, database, lambda s: confirm(s, found, query(found, QUERY), max_k=10))
+        other.rollback()
+    connected(postgres, database, lambda s: confirmed(s, found, query(found, QUERY)))
+
+
+def test_table_that_the_learner_may_not_read_is_rejected_in_words(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    create_items(postgres.dsn(database), rows=600)
+    found = template(UNFILTERED, database)
+    role = f"blind_{database}"
+    execute(postgres, database, f"CREATE ROLE {role} LOGIN")
+
+    async def work() -> Confirmed | Rejected:
+        upstream = Upstream(postgres.uri().replace("postgres@", f"{role}@"))
+        try:
+            return await confirm(await upstream.session(database), found, query(found, QUERY), max_k=10)
+        finally:
+            await upstream.close()
+
+    try:
+        answer = asyncio.run(work())
+    finally:
+        execute(postgres, database, f"DROP ROLE {role}")
+    assert isinstance(answer, Rejected)
+    assert "permission denied for table items" in answer.reason
+
+
+def test_unreachable_or_unwilling_server_is_logged_once_and_without_the_password(
+    postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = postgres.uri().partition("?")[2]
+    dsns = (
+        f"postgresql://auth_scram:geheim@/postgres?{host}",
+        "postgresql://u:geheim@/postgres?host=/nonexistent",
+    )
+
+    async def work() -> None:
+        for dsn in dsns:
+            upstream = Upstream(dsn)
+            for _ in range(3):
+                with pytest.raises(UnavailableError):
+                    await upstream.session("postgres")
+                await asyncio.sleep(0.3)
+            await upstream.close()
+
+    asyncio.run(work())
+    first, second = [record.message for record in caplog.records if "cannot use database" in record.message]
+    assert "password authentication failed" in first
+    assert "geheim" not in first + second
