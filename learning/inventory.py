@@ -114,7 +114,7 @@ async def confirm(
         async with snapshot(session, settings):
             relation = await _relation(session, template)
             table = relation.qualified
-            await _reject_volatile(session, template)
+            await _reject_functions(session, template)
             statement = await session.connection.prepare(template.probe_sql)
             types = parameter_types(statement)
             await session.binder.declare(types)
@@ -179,12 +179,18 @@ async def _relation(session: Session, template: Template) -> _Relation:
     return relation
 
 
-async def _reject_volatile(session: Session, template: Template) -> None:
+async def _reject_functions(session: Session, template: Template) -> None:
+    """Reject functions that a second run, with the learner's rights, should not call."""
     names = [name.rpartition(".")[2].strip('"') for name in template.functions]
-    volatile = await session.catalog(_VOLATILE, names)
-    if volatile:
+    found = await session.catalog(_FUNCTIONS, names)
+    if found and found[0]["volatile"]:
+        name = found[0]["name"]
+        raise _RejectError(f"the function {name} is volatile: a second run of the query might have effects")
+    if found:
+        name, owner = found[0]["name"], found[0]["owner"]
         raise _RejectError(
-            f"the function {volatile[0]['name']} is volatile: a second run of the query might have effects"
+            f"the function {name} belongs to {owner}, and the learner's role is a superuser: "
+            "give the learner a role that may only read"
         )
 
 
@@ -343,9 +349,14 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2::text AND a.attnum > 0 AND NOT
 a.attisdropped WHERE c.oid = to_regclass($1::text)
 """
-_VOLATILE = (
-    "SELECT proname AS name FROM pg_proc WHERE proname = ANY ($1::text[]) AND provolatile = 'v' LIMIT 1"
-)
+# A superuser must not run what somebody else has written; other roles risk no more than what they may read.
+_FUNCTIONS = """
+SELECT p.proname AS name, p.provolatile = 'v' AS volatile, o.rolname AS owner
+FROM pg_proc p JOIN pg_roles o ON o.oid = p.proowner
+WHERE p.proname = ANY ($1::text[]) AND (p.provolatile = 'v' OR NOT o.rolsuper AND EXISTS (
+      SELECT FROM pg_roles l WHERE l.rolname = current_user AND l.rolsuper))
+ORDER BY p.provolatile = 'v' DESC LIMIT 1
+"""
 _PROTECTED = """
 SELECT n.nspname || '.' || c.relname AS name FROM unnest($1::text[], $2::text[]) AS r(s, t)
 JOIN pg_namespace n ON n.nspname = r.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.t

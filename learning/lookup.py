@@ -132,8 +132,8 @@ class QueryLookup:
         self.k = int(np.frombuffer(extra["k"], dtype="<i8")[0])
         centroids = np.frombuffer(policy.centroids, dtype="<f4").reshape(-1, policy.dimensions)
         self._patterns = PatternIndex(centroids)
-        self._counts = np.frombuffer(policy.weights, dtype="<f4").astype(np.float64)
-        self._misses = np.frombuffer(extra["misses"], dtype="<f8")
+        counts = np.frombuffer(policy.weights, dtype="<f4").astype(np.float64)
+        misses = np.frombuffer(extra["misses"], dtype="<f8")
         self._neighbours = policy.neighbours
         self._half_sharpness = 0.5 * policy.sharpness
         self._prior_weight = policy.prior_weight
@@ -142,7 +142,9 @@ class QueryLookup:
         surface = np.frombuffer(extra["surface"], dtype="<f8").reshape(-1, arms)
         curves = np.frombuffer(policy.curves, dtype="<f4").reshape(-1, arms).astype(np.float64)
         z = np.frombuffer(extra["z"], dtype="<f8")
-        self._residuals = curves - difficulty.interpolate(grid, surface, z)
+        residuals = curves - difficulty.interpolate(grid, surface, z)
+        # One row per pattern, so that a lookup gathers everything about its neighbours at once.
+        self._table = np.column_stack((counts, misses, residuals))
         # With the price taken off beforehand, the best arm is one argmax away.
         self._toll = policy.price * np.array(policy.costs)
         self._utility = surface - self._toll
@@ -182,13 +184,14 @@ class QueryLookup:
                 return None
             z += float(density.features(seen, self._floor)[0] @ self._density_slope)
         closeness = np.exp(self._half_sharpness * (cosines - 1.0))
-        weight = self._counts[numbers] * closeness
+        known = self._table.take(numbers.astype(np.intp), axis=0)
+        weight = known[:, 0] * closeness
         total = float(weight.sum())
         mean_miss, log_total, nearest = self._memory_slope
-        z += mean_miss * float(weight @ self._misses[numbers]) / total
+        z += mean_miss * float(weight @ known[:, 1]) / total
         z += log_total * math.log(total) + nearest * nearest_cosine
         weight *= closeness
-        utility = weight @ self._residuals[numbers]
+        utility = weight @ known[:, 2:]
         utility /= float(weight.sum()) + self._prior_weight
         utility += self._surface_utility(z)
         arm = int(utility.argmax())

@@ -115,17 +115,13 @@ class _Prepared:
         self._observing = policy.trust == Trust.OBSERVE
         self._ladder_of = {arm: ladder for ladder in ladders(policy.arms) for arm in ladder}
         self._memo: dict[int, Choice | None] = {}
-        by_values: dict[str, dict[int, ContextPolicy]] = {}
+        self._by_values: dict[str, dict[int, ContextPolicy]] = {}
+        self._contexts: dict[str, Choice | None] = {}
         for key, context in policy.contexts.items():
-            number, _, rest = key.partition("\x1f")
-            by_values.setdefault(rest, {})[int(number)] = context
-        self._by_values = by_values
-        self._contexts = {
-            key: self._choice(
-                context, int(key.partition("\x1f")[0]), int(key.partition("\x1f")[0]), "measured"
-            )
-            for key, context in policy.contexts.items()
-        }
+            number, _, values = key.partition("\x1f")
+            k = int(number)
+            self._by_values.setdefault(values, {})[k] = context
+            self._contexts[key] = self._choice(context, k, k, "measured")
 
     def filtered(self, k: int, values: tuple[str | None, ...]) -> Choice | None:
         if self._observing:
@@ -151,9 +147,14 @@ class _Prepared:
         return self._fallback(k, "filter value without evidence")
 
     def unfiltered(self, k: int, vector: NDArray[np.float32] | None) -> Choice | None:
+        if self._observing:
+            return None
         lookup = self.lookup
         if lookup is not None and k <= lookup.k and vector is not None and len(vector) == lookup.dimensions:
-            chosen = lookup.choose(vector)
+            try:
+                chosen = lookup.choose(vector)
+            except RuntimeError:  # the index found too few neighbours: possible where its graph is torn
+                chosen = None
             if chosen is None:
                 return self._fallback(k, "unlike every labelled query")
             arm, recall = chosen
@@ -165,8 +166,6 @@ class _Prepared:
         return self._memo[k]
 
     def _static(self, k: int) -> Choice | None:
-        if self._observing:
-            return None
         known = self._by_values.get("", {})
         if not known:
             return self._fallback(k, "no evidence for any k")

@@ -29,7 +29,7 @@ from bench import dataset
 from bench.demo import database, plot, report, search
 from bench.demo.application import Learned, learn
 from bench.demo.measurement import Samples, System, measure
-from bench.demo.proxy import Figures, Proxy, ProxyError, serve
+from bench.demo.proxy import STATE, Figures, Proxy, ProxyError, serve
 from bench.demo.results import (
     AS_IT_COMES,
     BEST_ARM,
@@ -69,23 +69,38 @@ _LADDER = (20, 60, 100, 160, 280)  # ef_search values drawn as the static curve
 _LADDER_STRIDE = 4
 
 
+_FAILURES = (
+    EmbeddedError,
+    ProxyError,
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    psycopg.Error,
+)
+
+
 def main(keep: bool = False, fast: bool = False, home: Path = HOME, results: Path = RESULTS) -> int:
     """Run the demo; return the exit code: 0 done, 1 failed, 130 interrupted.
 
-    `keep` leaves database and proxy running until Ctrl-C.  `fast` uses a fifth of the rows and few queries: a
-    rehearsal, whose figures mean little.  What was measured does not change the exit code.
+    `keep` leaves database and proxy running until Ctrl-C, which then is no failure.  `fast` uses a fifth of the
+    rows and few queries: a rehearsal, whose figures mean little.  What was measured does not change the exit
+    code.
     """
     console = Console()
+    demo: Demo | None = None
     try:
         home.mkdir(exist_ok=True)
         results.mkdir(exist_ok=True)
         data = database.data_directory(home)
         with EmbeddedPostgres(data, settings=database.SETTINGS) as server:
-            asyncio.run(Demo(console, server, FAST if fast else FULL, home, results).run(keep))
+            demo = Demo(console, server, FAST if fast else FULL, home, results)
+            asyncio.run(demo.run(keep))
     except KeyboardInterrupt:
+        if demo is not None and demo.finished:
+            return 0
         console.print("\nStopped; nothing is left running. The next run goes on with the data loaded so far.")
         return 130
-    except (EmbeddedError, ProxyError, OSError, asyncpg.PostgresError, psycopg.Error) as error:
+    except _FAILURES as error:
         console.print(f"[bold red]The demo failed:[/] {type(error).__name__}", highlight=False)
         console.print(str(error), markup=False, highlight=False)
         console.print(f"Logs: {home / 'proxy.log'}, {home / 'postgres' / 'server.log'}", highlight=False)
@@ -105,6 +120,7 @@ class Demo:
         self.home = home
         self.directory = directory
         self.started = time.monotonic()
+        self.finished = False
         self.data = dataset.load(rows=scale.rows)
         self.truth = Truth(self.data)
         self.sets: QuerySets = split(self.data, scale)
@@ -120,7 +136,7 @@ class Demo:
         self._step("2", "The best static settings, searched for as a skilled person would")
         static, static_filtered, arms = await self._search()
         self._step("3", "An application works through the proxy, which learns")
-        shutil.rmtree(self.home / "state", ignore_errors=True)
+        shutil.rmtree(self.home / STATE, ignore_errors=True)
         async with serve(self.server, self.home) as proxy:
             learned = await self._learn(proxy)
             self._step("4", "Everybody answers queries that were never asked before")
@@ -132,6 +148,7 @@ class Demo:
             self.console.print()
             report.tell(results, self.console)
             self._farewell(results)
+            self.finished = True
             if keep:
                 await self._stay(proxy)
 

@@ -20,6 +20,9 @@ from bench.demo.database import DATABASE
 from bench.embedded import EmbeddedPostgres, free_port
 from bench.guard import Guard
 
+STATE = "state"
+"""Name of the proxy's state directory, beside its configuration."""
+
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
@@ -39,7 +42,7 @@ dsn = "{dsn}"
 port = {admin_port}
 
 [store]
-path = "{state}"
+path = "{STATE}"
 """
 
 
@@ -163,7 +166,7 @@ async def serve(server: EmbeddedPostgres, home: Path) -> AsyncIterator[Proxy]:
             upstream_port=server.port,
             dsn=server.uri(DATABASE),
             admin_port=admin_port,
-            state=home / "state",
+            STATE=STATE,
         )
     )
     log = home / "proxy.log"

@@ -16,14 +16,13 @@ from typing import Final
 
 from learning import channel
 from learning.optimizer import SearchOptimizer
-from learning.records import Snapshot, Template, Trajectory
-from proxy.session.adaptation import Adapter
-from proxy.sql import VectorQuery
+from learning.records import Snapshot, Trajectory
+from proxy.session.adaptation import Adapter, Execution
 
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS: Final = 0.1
-_MAX_BATCH: Final = 500
+_MAX_BATCH: Final = 100  # executions turned into trajectories in one go: a few milliseconds of the event loop
 _BACKOFF: Final = (0.1, 5.0)  # first and longest wait, seconds
 _MAX_TEMPLATES: Final = 10_000  # announced per link; an application with more is not learned from any further
 
@@ -35,28 +34,22 @@ class LearnerLink:
         self._path = path
         self._adapter = adapter
         self._buffer_size = buffer_size
-        self._queue: deque[Trajectory] = deque()
+        self._queue: deque[Execution] = deque()
         self._failures: deque[channel.InjectionFailed] = deque(maxlen=100)
-        self._templates: dict[str, Template] = {}
         self._announced: set[str] = set()
         self._dropped = 0
+        self._optimizer: SearchOptimizer | None = None
         adapter.record = self.record
         adapter.injection_failed = self.injection_failed
 
     # -- called on the hot path --------------------------------------------------------------------
 
-    def record(self, query: VectorQuery, trajectory: Trajectory) -> None:
-        """Queue one trajectory; never waits."""
-        key = trajectory.template
-        if key not in self._templates:
-            if len(self._templates) >= _MAX_TEMPLATES:
-                self._drop()
-                return
-            self._templates[key] = query.template
-        if len(self._queue) >= self._buffer_size:
+    def record(self, execution: Execution) -> None:
+        """Queue one execution; never waits."""
+        if len(self._queue) < self._buffer_size:
+            self._queue.append(execution)
+        else:
             self._drop()
-            return
-        self._queue.append(trajectory)
 
     def _drop(self) -> None:
         self._dropped += 1
@@ -118,16 +111,23 @@ class LearnerLink:
             while self._queue or self._failures:
                 self._write_batch(writer)
                 await writer.drain()
+                await asyncio.sleep(0)  # let traffic pass between batches
             await asyncio.sleep(_FLUSH_SECONDS)
 
     def _write_batch(self, writer: asyncio.StreamWriter) -> None:
         while self._failures:
             writer.write(channel.encode(self._failures.popleft()))
-        queue = self._queue
-        batch = [queue.popleft() for _ in range(min(len(queue), _MAX_BATCH))]
-        for key in {trajectory.template for trajectory in batch} - self._announced:
-            writer.write(channel.encode(channel.TemplateSeen(self._templates[key])))
-            self._announced.add(key)
+        batch: list[Trajectory] = []
+        for _ in range(min(len(self._queue), _MAX_BATCH)):
+            execution = self._queue.popleft()
+            template = execution.bound.query.template
+            if template.key not in self._announced:
+                if len(self._announced) >= _MAX_TEMPLATES:
+                    self._drop()
+                    continue
+                writer.write(channel.encode(channel.TemplateSeen(template)))
+                self._announced.add(template.key)
+            batch.append(execution.trajectory())
         dropped, self._dropped = self._dropped, 0
         if batch or dropped:
             writer.write(channel.encode(channel.TrajectoryBatch(tuple(batch), dropped)))
@@ -144,10 +144,11 @@ class LearnerLink:
     async def _adopt(self, snapshot: Snapshot) -> None:
         """Put a policy in force; its indexes are built in a thread, the swap is one reference."""
         try:
-            optimizer = await asyncio.to_thread(SearchOptimizer, snapshot)
+            optimizer = await asyncio.to_thread(SearchOptimizer, snapshot, self._optimizer)
         except Exception:
             # A policy that cannot be used must not take the last good one away.
             log.exception("policy %d cannot be used; policy %d stays", snapshot.version, self._version())
             return
+        self._optimizer = optimizer
         self._adapter.swap(optimizer, snapshot.version)
         log.debug("policy %d in force: %d templates", snapshot.version, len(snapshot.templates))

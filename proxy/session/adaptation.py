@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, Trajectory, Trust, Value
@@ -21,9 +24,6 @@ from proxy.session.injection import valid_settings
 from proxy.sql import Recogniser, Scope, Statement, VectorQuery
 from proxy.sql.vectors import decode_limit, decode_vector
 
-if TYPE_CHECKING:
-    import numpy as np
-
 AS_IS: Final = Arm(name="as is", settings=(), kind="as-is")
 _UNKNOWN: Final = Choice(arm=AS_IS, trust=Trust.OBSERVE, expected_recall=None, reason="no policy yet")
 
@@ -32,23 +32,27 @@ Parameters = Sequence[tuple[int, bytes | memoryview | None]]
 
 
 class BoundQuery:
-    """A vector query with its arguments: what it is, what it gets, and how far it has come."""
+    """A vector query with its arguments: what it is and what it gets."""
 
     __slots__ = (
+        "_vector",
         "choice",
         "k",
         "offset",
         "overhead",
         "policy_version",
         "query",
+        "raw_vector",
         "settings",
+        "table",
         "values",
-        "vector",
     )
 
     def __init__(self, query: VectorQuery) -> None:
         self.query = query
-        self.vector: np.ndarray | None = None
+        self.table = query.template.relation  # resolved once there is a policy: "public.items"
+        self.raw_vector: tuple[int, bytes] | None = None  # format code, bytes
+        self._vector: NDArray[np.float32] | None = None
         self.k = 0
         self.offset = 0
         self.values: tuple[Value | None, ...] = ()
@@ -57,20 +61,60 @@ class BoundQuery:
         self.policy_version = 0
         self.overhead = 0.0  # seconds that the proxy spent on it
 
+    @property
+    def vector(self) -> NDArray[np.float32] | None:
+        """The query vector, decoded when it is first asked for; None where that is not possible."""
+        if self._vector is None and self.raw_vector is not None:
+            self._vector = decode_vector(*self.raw_vector)
+        return self._vector
 
-class Outcome:
+    @property
+    def arm(self) -> Arm:
+        """What was really in force."""
+        arm = self.choice.arm
+        return arm if self.settings or not arm.settings else AS_IS
+
+
+class Outcome(NamedTuple):
     """How one execution of a query ended; times in seconds since the statement was sent upstream."""
 
-    __slots__ = ("error", "first_byte", "latency", "rows")
-
-    def __init__(self, rows: int, first_byte: float, latency: float, error: str | None) -> None:
-        self.rows = rows
-        self.first_byte = first_byte
-        self.latency = latency
-        self.error = error
+    rows: int  # -1: unknown
+    first_byte: float
+    latency: float
+    error: str | None  # SQLSTATE
 
 
-def _ignore_trajectory(template: VectorQuery, trajectory: Trajectory) -> None:
+class Execution(NamedTuple):
+    """One execution of a query.  Its trajectory is made later, away from the query's own path."""
+
+    bound: BoundQuery
+    outcome: Outcome
+    timestamp: float  # Unix time, seconds
+
+    def trajectory(self) -> Trajectory:
+        """Return the record for the learner."""
+        bound, outcome = self.bound, self.outcome
+        vector = bound.vector
+        return Trajectory(
+            query_id=os.urandom(16),
+            template=bound.query.template.key,
+            timestamp=self.timestamp,
+            vector=None if vector is None else vector.tobytes(),
+            k=bound.k,
+            offset=bound.offset,
+            values=bound.values,
+            arm=bound.arm.name,
+            settings=bound.settings,
+            trust=bound.choice.trust,
+            policy_version=bound.policy_version,
+            rows=outcome.rows,
+            first_byte_ms=outcome.first_byte * 1e3,
+            latency_ms=outcome.latency * 1e3,
+            error=outcome.error,
+        )
+
+
+def _ignore_execution(execution: Execution) -> None:
     """Recorder in use while no learner is configured."""
 
 
@@ -88,7 +132,7 @@ class Adapter:
     def __init__(self, counters: Counters, *, enabled: bool = True) -> None:
         self.counters = counters
         self.enabled = enabled
-        self.record: Callable[[VectorQuery, Trajectory], None] = _ignore_trajectory
+        self.record: Callable[[Execution], None] = _ignore_execution
         self.observe: Callable[[str, str, str, float, float], None] = _ignore_observation
         self.injection_failed: Callable[[str, str, str], None] = _ignore_failure
         self._recogniser = Recogniser()
@@ -114,19 +158,22 @@ class Adapter:
     def bind(self, query: VectorQuery, parameters: Parameters) -> BoundQuery:
         """Decode a query's arguments and choose its settings."""
         bound = BoundQuery(query)
-        template = query.template
-        self.counters.recognised[template.relation] += 1
+        key = query.template.key
+        policy = self._optimizer.template(key)
+        if policy is not None:
+            bound.table = policy.table
+        self.counters.recognised[bound.table] += 1
         if not self._decode(bound, parameters):
             self.counters.left_alone["arguments"] += 1
             return bound
-        policy = self._optimizer.template(template.key)
-        if policy is None or not self.enabled or template.key in self._switched_off:
+        if policy is None or not self.enabled or key in self._switched_off:
             return bound
         bound.policy_version = self._version
         values = tuple(
             _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
         )
-        choice = self._optimizer.optimize(template.key, bound.vector, bound.k + bound.offset, values)
+        vector = bound.vector if policy.query is not None else None
+        choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values)
         if choice is not None and valid_settings(choice.arm.settings):
             bound.choice = choice
         return bound
@@ -148,7 +195,7 @@ class Adapter:
                 return False  # Bind will fail; the server says so
             role = slot.role
             if role == "vector":
-                bound.vector = None if data is None else decode_vector(format_code, data)
+                bound.raw_vector = None if data is None else (format_code, data)
                 values.append(None)
                 continue
             value = value or Value(format_code, data)
@@ -166,33 +213,10 @@ class Adapter:
 
     def finished(self, bound: BoundQuery, outcome: Outcome) -> None:
         """Record one execution."""
-        choice = bound.choice
-        arm = choice.arm if bound.settings or not choice.arm.settings else AS_IS
-        template = bound.query.template
         if outcome.error is None:
-            self.observe(template.relation, arm.name, choice.trust, outcome.latency, bound.overhead)
-        if bound.k <= 0:
-            return
-        self.record(
-            bound.query,
-            Trajectory(
-                query_id=os.urandom(16),
-                template=template.key,
-                timestamp=time.time(),
-                vector=None if bound.vector is None else bound.vector.tobytes(),
-                k=bound.k,
-                offset=bound.offset,
-                values=bound.values,
-                arm=arm.name,
-                settings=bound.settings,
-                trust=choice.trust,
-                policy_version=bound.policy_version,
-                rows=outcome.rows,
-                first_byte_ms=outcome.first_byte * 1e3,
-                latency_ms=outcome.latency * 1e3,
-                error=outcome.error,
-            ),
-        )
+            self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
+        if bound.k > 0:
+            self.record(Execution(bound, outcome, time.time()))
 
     def switch_off(self, bound: BoundQuery, sqlstate: str, message: str) -> None:
         """The server refused the settings: leave this template alone until the process restarts."""

@@ -213,4 +213,4 @@ class Enforcer(BackendStream):
         self._add_mark(mark)
 
     def _count_adapted(self, bound: BoundQuery) -> None:
-        self.adapter.counters.adapted[bound.query.template.relation, bound.choice.arm.name] += 1
+        self.adapter.counters.adapted[bound.table, bound.choice.arm.name] += 1

@@ -14,9 +14,8 @@ from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
-from proxy.session.adaptation import Adapter
+from proxy.session.adaptation import Adapter, Execution
 from proxy.session.counters import Counters
-from proxy.sql import VectorQuery
 
 _R = TypeVar("_R")
 
@@ -108,5 +107,5 @@ class Proxy:
             connection.close()
         await asyncio.sleep(0)
 
-    def _record(self, query: VectorQuery, trajectory: Trajectory) -> None:
-        self.trajectories.append(trajectory)
+    def _record(self, execution: Execution) -> None:
+        self.trajectories.append(execution.trajectory())

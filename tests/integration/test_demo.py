@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.demo import main
+from bench.demo.proxy import STATE
 from bench.demo.results import AS_IT_COMES, PROXY
 from bench.embedded import EmbeddedPostgres
 
@@ -89,6 +90,7 @@ def test_demo_ends_with_a_picture_and_figures_and_reuses_the_data(
     output = capsys.readouterr().out
     assert "still there from an earlier run" in output
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (home / STATE).is_dir()
     assert "## Verdicts" in (tmp_path / "demo.md").read_text()
     results = json.loads((tmp_path / "demo.json").read_text())
     assert len(results["categories"]) == 45

@@ -317,6 +317,35 @@ def test_table_that_the_learner_may_not_read_is_rejected_in_words(
     assert "permission denied for table items" in answer.reason
 
 
+def test_superuser_does_not_run_what_others_have_written(postgres: EmbeddedPostgres, database: str) -> None:
+    create_items(postgres.dsn(database), rows=600)
+    role = f"author_{database}"
+    execute(
+        postgres,
+        database,
+        f"CREATE ROLE {role}",
+        "CREATE FUNCTION mine(int) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT $1 >= 0'",
+        "CREATE FUNCTION theirs(int) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT $1 >= 0'",
+        f"ALTER FUNCTION theirs OWNER TO {role}",
+    )
+    answers = []
+    try:
+        for name in ("mine", "theirs"):
+            found = template(
+                f"SELECT id FROM items WHERE {name}(id) ORDER BY embedding <-> $1 LIMIT 5", database
+            )
+            sample = query(found, QUERY, k=5)
+            answers.append(connected(postgres, database, _confirming(found, sample)))
+    finally:
+        execute(postgres, database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    assert isinstance(answers[0], Confirmed)
+    assert f"belongs to {role}" in answers[1].reason
+
+
+def _confirming(found: Template, sample: Trajectory) -> Callable[[Session], Awaitable[Confirmed | Rejected]]:
+    return lambda session: confirm(session, found, sample, max_k=5)
+
+
 def test_unreachable_or_unwilling_server_is_logged_once_and_without_the_password(
     postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -180,7 +180,7 @@ def test_a_killed_learner_costs_no_client_an_error(postgres: EmbeddedPostgres, t
         until(lambda: len(served.pids("learner")) == 1)
         client = threading.Thread(target=traffic)
         client.start()
-        until(lambda: len(answers) > 100)
+        until(lambda: len(answers) > 100 and "learner connected" in served.log)
         os.kill(served.pids("learner")[0], signal.SIGKILL)
         until(lambda: len(served.pids("learner")) == 2)
         until(lambda: len(re.findall("learner (?:re)?connected", served.log)) == 2)

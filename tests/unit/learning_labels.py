@@ -23,7 +23,7 @@ EXACT_MS = 30.0
 
 def template(*, filtered: bool = False, operator: str = "<=>") -> Template:
     """Return a recognised query."""
-    slots = (Slot(SlotRole.VECTOR), Slot(SlotRole.LIMIT))
+    slots: tuple[Slot, ...] = (Slot(SlotRole.VECTOR), Slot(SlotRole.LIMIT))
     if filtered:
         slots = (Slot(SlotRole.FILTER, "category", "="), *slots)
     return Template("t", "db", "app", None, "", "", (), slots, "items", "embedding", operator)

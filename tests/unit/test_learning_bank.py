@@ -82,8 +82,8 @@ def test_merging_gives_the_same_in_any_order() -> None:
         made.consolidate(0.99)
         (total,) = made.patterns()
         totals.append(np.concatenate((total.vector_sum, total.recall_sum, total.cost_sum, [total.count])))
-    for total in totals[1:]:
-        np.testing.assert_allclose(total, totals[0], rtol=1e-12)
+    for other in totals[1:]:
+        np.testing.assert_allclose(other, totals[0], rtol=1e-12)
 
 
 def test_pruning_removes_the_unused_the_unsure_and_then_the_least_used_and_oldest() -> None:

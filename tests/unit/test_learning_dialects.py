@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from learning.dialects import DIALECTS, IndexInfo, effort_setting, ladder, row_limit
@@ -49,7 +51,7 @@ def test_efforts_rise_in_steps_of_at_most_a_half() -> None:
     efforts = [arm.effort for arm in ladder([HNSW], filtered=False, max_k=10) if arm.effort]
     assert efforts[0] == 10
     assert efforts[-1] == 1000
-    assert all(low < high <= 1.45 * low for low, high in zip(efforts, efforts[1:], strict=False))
+    assert all(low < high <= 1.45 * low for low, high in itertools.pairwise(efforts))
 
 
 def test_every_arm_of_a_filtered_template_forces_a_custom_plan_but_as_is() -> None:

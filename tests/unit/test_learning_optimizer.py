@@ -101,10 +101,11 @@ def test_hard_queries_get_more_effort_than_easy_ones(learned: TemplatePolicy) ->
 
 
 def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy) -> None:
-    """One query at a time gives the arm of the batch functions; the bank's neighbours are approximate."""
+    """One query at a time gives the same curve and arm as the batch functions, given the same neighbours."""
     query = learned.query
     assert query is not None
     lookup = QueryLookup(query, {})
+    lookup._patterns._index.set_ef(1000)  # exact neighbours
     arms = len(learned.arms)
     extra = {name: np.frombuffer(data, dtype="<f8") for name, data in query.extra.items() if name in _DOUBLES}
     surface = extra["surface"].reshape(-1, arms)
@@ -135,7 +136,7 @@ def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy)
         chosen = lookup.choose(vector)
         assert chosen is not None
         agreed += chosen[0] == arm[i]
-        assert chosen[1] == pytest.approx(min(1.0, expected[i, arm[i]]), abs=0.005)
+        assert chosen[1] == pytest.approx(min(1.0, expected[i, arm[i]]), abs=1e-3)
     assert agreed >= 97
 
 
@@ -185,8 +186,13 @@ def test_a_k_above_the_per_query_evidence_is_served_without_the_vector(learned: 
 
 def test_a_malformed_per_query_part_is_served_without_it(learned: TemplatePolicy) -> None:
     assert learned.query is not None
-    for damage in ({"extra": {}}, {"centroids": b"123"}, {"curves": b""}):
-        broken = msgspec.structs.replace(learned, query=msgspec.structs.replace(learned.query, **damage))
+    damaged = [
+        msgspec.structs.replace(learned.query, extra={}),
+        msgspec.structs.replace(learned.query, centroids=b"123"),
+        msgspec.structs.replace(learned.query, curves=b""),
+    ]
+    for query in damaged:
+        broken = msgspec.structs.replace(learned, query=query)
         vectors, _ = queries(1, 54)
         choice = serve(broken).optimize("t", vectors[0], 10, ())
         assert choice is not None
