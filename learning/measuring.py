@@ -132,7 +132,7 @@ class Measuring:
         return self._pace.pace * (time.perf_counter() - started)
 
     async def _guarded(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
-        """Do something on the server for one template, and deal with trouble.  False: the server is gone."""
+        """Do something on the server for one template, and deal with trouble.  False: not possible now."""
         database = state.template.database
         try:
             await work(state)
@@ -144,6 +144,9 @@ class Measuring:
                 await self._upstream.lost(database, error)
                 return False
             self._upstream.forget_statements(database, state.template.key)
+            if isinstance(error, asyncpg.LockNotAvailableError) and state.confirmed is not None:
+                state.recheck_at = max(state.recheck_at, time.monotonic() + 1.0)
+                return False  # somebody alters the table; what is known of it stays
             self._failed(state, str(error) or type(error).__name__)
         except Exception:  # one template must not take the others with it
             log.exception(
@@ -268,7 +271,6 @@ class Measuring:
         context = state.tracker.context(trajectory)
         session = await self._upstream.session(state.template.database)
         started = time.perf_counter()
-        measured = None
         try:
             served = self._served(trajectory, confirmed.arms)
             measured = await measure(

@@ -16,6 +16,10 @@ from learning.records import ContextPolicy, Snapshot, TemplatePolicy, Trust
 from learning.registry import TemplateState
 
 REFRESH = 30.0  # seconds between snapshots that change figures only
+SETTLE = 1.0  # seconds between snapshots that change arms; a change of trust goes out at once
+SETTLE_PATTERNS = (
+    5.0  # the same where patterns are among them: megabytes, and an index to be built in every worker
+)
 ENOUGH_NEW = 25  # labels after which a policy is derived at once
 OFF_BY_CONFIGURATION = "adaptive search is switched off for this table in the configuration"
 
@@ -122,15 +126,21 @@ class Publication:
 
     def next(self, policies: Mapping[str, TemplatePolicy], now: float) -> Snapshot | None:
         """Return the snapshot to publish, or None where nothing has changed that matters yet."""
-        changed = policies.keys() != self._published.keys() or any(
-            policy is not self._published[key] and material(self._published[key], policy)
-            for key, policy in policies.items()
-        )
-        if not changed:
-            same = all(policy is self._published[key] for key, policy in policies.items())
-            if same or now - self._published_at < REFRESH:
-                return None
+        if not self._is_due(policies, now - self._published_at):
+            return None
         self.version += 1
         self._published = dict(policies)
         self._published_at = now
         return Snapshot(self.version, now, dict(policies))
+
+    def _is_due(self, policies: Mapping[str, TemplatePolicy], age: float) -> bool:
+        old = self._published
+        if policies.keys() != old.keys():
+            return True
+        changed = [(old[key], policy) for key, policy in policies.items() if policy is not old[key]]
+        if any(before.trust is not after.trust for before, after in changed):
+            return True
+        settle = SETTLE_PATTERNS if any(policy.query is not None for policy in policies.values()) else SETTLE
+        if age >= settle and any(material(before, after) for before, after in changed):
+            return True
+        return bool(changed) and age >= REFRESH

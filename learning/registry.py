@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -67,6 +67,7 @@ class TemplateState:
     ks: Counter[int] = field(default_factory=Counter)  # LIMIT + OFFSET -> queries
     policy: TemplatePolicy | None = None
     unpublished: int = 0  # labels since the last distillation
+    hashed: Callable[[str], str] | None = None  # context -> its hash, where labels were read from hashes
     distilled_at: float = 0.0
     distil_seconds: float = 0.0
     failures: int = 0  # measurements that failed, in a row
@@ -111,9 +112,18 @@ class TemplateState:
                 window, filter_slots=facts.filter_slots, value_types=facts.value_types
             )
         self.tracker.record(trajectory)
-        self.traffic.record(self.tracker.context(trajectory), trajectory, now)
+        context = self.tracker.context(trajectory)
+        self._recognise_hash(context)
+        self.traffic.record(context, trajectory, now)
         self.unaudited = min(len(self.tracker), self.unaudited + 1)
         self._note_k(k, now)
+
+    def _recognise_hash(self, context: str) -> None:
+        """Labels from an anonymized store know their context by its hash, until the traffic names it."""
+        if self.hashed is not None:
+            hashed = self.hashed(context)
+            if hashed != context and self.label_counts.get(hashed):
+                self.rename_context(hashed, context)
 
     def _note_k(self, k: int, now: float) -> None:
         before = self.max_k

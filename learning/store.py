@@ -221,6 +221,8 @@ class Store:
         kept = self._load()
         if self._anonymize:
             self._hash_the_past(kept)
+            kept = self._load()
+            kept.trajectories.clear()  # a hash cannot be measured
         return kept
 
     def _load(self) -> Kept:
@@ -257,7 +259,6 @@ class Store:
             self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             log.info("what was kept in %s before anonymize was switched on has been hashed", self.path)
-        kept.trajectories.clear()  # a hash cannot be measured
 
     def _save(
         self,

@@ -29,7 +29,7 @@ from learning.channel import Frame, Hello, InjectionFailed, Publish, TemplateSee
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.policy import ENOUGH_NEW, Publication, derivation, permitted, summary
-from learning.records import Trajectory, Trust
+from learning.records import Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer
 from learning.store import Store, StoredTemplate
@@ -97,6 +97,7 @@ class Learner:
                 continue
             if stored.off is not None:
                 state.leave_alone(stored.off, "", now, forever=True)
+            state.hashed = self._store.anonymizer.context if self._store.anonymizer is not None else None
             state.keep_labels(kept.labels.get(stored.template.key, ()))
             for trajectory in kept.trajectories.get(stored.template.key, ()):
                 state.record(trajectory, self._config.learning.trajectory_window, now)
@@ -152,18 +153,9 @@ class Learner:
                 continue
             self._registry.touch(trajectory.template)
             state.record(trajectory, self._config.learning.trajectory_window, now)
-            self._recognise_hash(state, trajectory)
         if batch.trajectories:
             self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
             self._measuring.wake()
-
-    def _recognise_hash(self, state: TemplateState, trajectory: Trajectory) -> None:
-        """Labels from an anonymized store know their context by its hash, until the traffic names it."""
-        if self._store.anonymizer is not None and state.tracker is not None:
-            context = state.tracker.context(trajectory)
-            hashed = self._store.anonymizer.context(context)
-            if hashed != context and state.label_counts.get(hashed):
-                state.rename_context(hashed, context)
 
     def _injection_failed(self, failure: InjectionFailed) -> None:
         state = self._registry.get(failure.template)

@@ -82,9 +82,9 @@ _FAILURES = (
 def main(keep: bool = False, fast: bool = False, home: Path = HOME, results: Path = RESULTS) -> int:
     """Run the demo; return the exit code: 0 done, 1 failed, 130 interrupted.
 
-    `keep` leaves database and proxy running until Ctrl-C, which then is no failure.  `fast` uses a fifth of the
-    rows and few queries: a rehearsal, whose figures mean little.  What was measured does not change the exit
-    code.
+    `keep` leaves database and proxy running until Ctrl-C, which then is no failure.  `fast` uses a fifth of
+    the rows and few queries: a rehearsal, whose figures mean little.  What was measured does not change the
+    exit code.
     """
     console = Console()
     demo: Demo | None = None

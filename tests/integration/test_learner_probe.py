@@ -108,6 +108,34 @@ def test_every_arm_is_measured_as_a_user_would_see_it(postgres: EmbeddedPostgres
     assert 0 < results["exact"].ms < measured.seconds * 1000
 
 
+@pytest.mark.slow
+def test_rungs_above_one_that_found_everything_are_not_run_but_the_served_one_is(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    create_items(postgres.dsn(database))
+    found = template(UNFILTERED, database)
+
+    async def work(session: Session) -> tuple[str, Measured, Measured]:
+        known = await confirmed(session, found, query(found, QUERY))
+        top = [arm.name for arm in known.arms if arm.effort][-1]
+        plan = LabelPlan(thorough=False)
+        labels = [
+            await measure(
+                session, found, known.types, known.settings, sample, known.arms,
+                context="", uniform=True, plan=plan,
+            )
+            for sample in (query(found, QUERY), query(found, QUERY, arm=top))
+        ]  # fmt: skip
+        return top, labels[0], labels[1]
+
+    top, as_is, higher = connected(postgres, database, work)
+    rungs = [result.recall for name, result in as_is.label.results.items() if name.startswith("ef=")]
+    assert rungs[-1] == 1.0
+    assert all(recall < 1.0 for recall in rungs[:-1])
+    assert top not in as_is.label.results
+    assert higher.label.results[top].recall == 1.0
+
+
 BINDINGS: dict[str, tuple[str, list[Value]]] = {
     "int4": ("n = $2", [Value(0, b"7"), Value(1, struct.pack("!i", 7)), Value(1, struct.pack("!h", 7))]),
     "text": ("t = $2", [Value(0, b"it's \xe2\x82\xac 7"), Value(1, b"it's \xe2\x82\xac 7")]),

@@ -271,6 +271,29 @@ def test_malformed_frame_costs_only_its_own_connection(
     run(scenario())
 
 
+def test_stopped_learner_leaves_no_session_and_no_socket(
+    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
+) -> None:
+    create_items(postgres.dsn(database))
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ruvector-proxy learner'"
+
+    async def scenario() -> None:
+        found = template(UNFILTERED, database)
+        async with learner(configuration(postgres, state), socket_path) as worker:
+            await worker.announce(found, [query(found, vector) for vector in QUERIES])
+            await worker.policy(found)  # it is in the middle of measuring now
+
+    run(scenario())
+    assert not socket_path.exists()
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        for _ in range(50):
+            row = connection.execute(count).fetchone()
+            if row == (0,):
+                break
+            connection.execute("SELECT pg_sleep(0.1)")
+        assert row == (0,)
+
+
 def test_every_worker_gets_the_policy_on_connecting(
     postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_snapshot_goes_out_when_a_query_would_get_another_arm() -> None:
     assert first is not None
     assert first.version == 42
     assert publication.next({"k": policy(1, 0.98, reason="more labels")}, 1001.0) is None
+    assert publication.next({"k": policy(2)}, 1000.5) is None  # arms may settle for a moment
     second = publication.next({"k": policy(2)}, 1002.0)
     assert second is not None
     assert second.version == 43
@@ -195,7 +196,8 @@ def test_new_reason_for_leaving_a_template_alone_goes_out_and_progress_does_not(
     assert publication.next({"k": observe(TEMPLATE, "t", "no index")}, 1001.0) is None
     assert publication.next({"k": observe(TEMPLATE, "t", "row-level security")}, 1002.0) is not None
     assert publication.next({"k": policy(trust=Trust.OBSERVE, reason="1 label")}, 1003.0) is None
-    assert publication.next({"k": policy()}, 1004.0) is not None
+    assert publication.next({"k": policy()}, 1003.1) is not None
+    assert publication.next({"k": observe(TEMPLATE, "t", "refused")}, 1003.2) is not None  # at once
 
 
 def test_restored_policy_of_a_table_switched_off_meanwhile_is_not_served() -> None:

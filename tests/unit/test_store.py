@@ -236,7 +236,9 @@ def test_switching_to_anonymize_hashes_what_is_there_already(tmp_path: Path) -> 
     kept = asyncio.run(read(tmp_path, anonymize=True))
     assert SECRET not in content(tmp_path)
     assert VECTOR not in content(tmp_path)
-    assert len(kept.labels["k1"]) == 1
+    (hashed,) = kept.labels["k1"]
+    assert hashed.vector is None
+    assert SECRET.decode() not in hashed.context
 
 
 def test_hashes_differ_between_installations(tmp_path: Path) -> None:
