@@ -16,8 +16,11 @@ BOOL, INT8, INT2, INT4, TEXT, OID, FLOAT4, FLOAT8 = 16, 20, 21, 23, 25, 26, 700,
 CHAR, NAME, BPCHAR, VARCHAR, UUID, UNKNOWN = 18, 19, 1042, 1043, 2950, 705
 
 _TEXTUAL = frozenset({TEXT, VARCHAR, BPCHAR, NAME, CHAR, UNKNOWN})
-_INTEGERS = {INT2: struct.Struct("!h"), INT4: struct.Struct("!i"), INT8: struct.Struct("!q"), OID: struct.Struct("!I")}
-_FLOATS = {FLOAT4: struct.Struct("!f"), FLOAT8: struct.Struct("!d")}
+_INTEGERS = frozenset({INT2, INT4, INT8, OID})
+_FLOATS = frozenset({FLOAT4, FLOAT8})
+# By length: a driver may declare a narrower type than the column's (psycopg sends small numbers as int2).
+_INTEGER = {2: struct.Struct("!h"), 4: struct.Struct("!i"), 8: struct.Struct("!q")}
+_FLOAT = {4: struct.Struct("!f"), 8: struct.Struct("!d")}
 _TRUE = frozenset({"t", "true", "y", "yes", "on", "1"})
 
 
@@ -49,9 +52,11 @@ def _canonical_text(type_oid: int, text: str) -> str:
 
 def _canonical_binary(type_oid: int, data: bytes) -> str | None:
     if type_oid in _INTEGERS:
-        return str(_INTEGERS[type_oid].unpack(data)[0])
+        integer = _INTEGER.get(len(data))
+        return None if integer is None else str(integer.unpack(data)[0])
     if type_oid in _FLOATS:
-        return repr(_FLOATS[type_oid].unpack(data)[0])
+        real = _FLOAT.get(len(data))
+        return None if real is None else repr(real.unpack(data)[0])
     if type_oid in _TEXTUAL:
         return data.decode()
     if type_oid == BOOL:

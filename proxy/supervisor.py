@@ -97,6 +97,9 @@ def child_environment(metrics_directory: Path) -> dict[str, str]:
     """Return the environment of the children: they import what this process did, and share its metrics."""
     root = str(Path(proxy.__file__).parent.parent)
     environment = dict(os.environ, PROMETHEUS_MULTIPROC_DIR=str(metrics_directory))
+    # The matrices are small: threads of the linear algebra library would only take cores from the server.
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        environment.setdefault(name, "1")
     if root not in site.getsitepackages():
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return environment
