@@ -1,6 +1,24 @@
 """The learning engine: what was measured about vector queries, and what follows from it.
 
-Pure parts (no input, no output, no clock, seeded): records, trajectory, verdict, distillation, reasoning_bank,
-optimizer, dialects, values.  Parts that talk to the world: probe (shadow queries), store (persistence),
-channel (frames between worker and learner), worker (the learner's loop).
+Pure (no input, no output, no clock, seeded), in the order in which evidence becomes a choice:
+
+    records         what proxy and learner tell each other           values      one text for each value
+    trajectory      recent queries of a template                     verdict     how a query went, in words
+    dialects        what can be set, as arms                         curves      recall and cost of the arms
+    contexts        an arm per filter value and per k                density     how crowded the table is
+    difficulty      how hard a query is                              calibration what recall may cost; the gate
+    reasoning_bank  patterns: store, look up, merge, prune           distillation  all of it into one policy
+    lookup          a per-query policy, evaluated                    optimizer   what a query gets
+    schedule        what to measure next                             budget      and how much of it
+    audit           recall of what was really served                 policy      when to distil and publish
+
+In touch with the world:
+
+    channel         frames between worker and learner                server      the socket they come in by
+    upstream        side connections to the database                 inventory   indexes, confirmed by EXPLAIN
+    plans           reading EXPLAIN                                   tablestats  shares of values, row samples
+    binding         any argument as a parameter                      probe       one query measured
+    measuring       one measurement after another                    registry    what is known of each template
+    store           SQLite                                            metrics     for Prometheus
+    worker          the learner's process
 """

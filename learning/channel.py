@@ -1,8 +1,8 @@
 """Frames between a worker and the learner: length-prefixed msgpack over a unix socket.
 
-A frame is a 4-byte big-endian length followed by that many bytes of msgpack, one tagged record.  Either side drops
-the connection on a frame that is too long or does not decode: the worker then goes on with the policy it has and
-reconnects with back-off.  Nothing here blocks or owns a socket.
+A frame is a 4-byte big-endian length followed by that many bytes of msgpack, one tagged record.  Either
+side drops the connection on a frame that is too long or does not decode: the worker then goes on with the
+policy it has and reconnects with back-off.  Nothing here blocks or owns a socket.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from learning.registry import TemplateState
 REFRESH = 30.0  # seconds between snapshots that change figures only
 SETTLE = 1.0  # seconds between snapshots that change arms; a change of trust goes out at once
 SETTLE_PATTERNS = (
-    5.0  # the same where patterns are among them: megabytes, and an index to be built in every worker
+    10.0  # the same where patterns are among them: megabytes, and an index to be built in every worker
 )
 ENOUGH_NEW = 25  # labels after which a policy is derived at once
 OFF_BY_CONFIGURATION = "adaptive search is switched off for this table in the configuration"

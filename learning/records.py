@@ -1,9 +1,9 @@
 """The small immutable records in which the proxy and the learner meet.
 
-The worker sends `Template` and `Trajectory` records to the learner; the learner sends a `Snapshot` back.  A record
-holds facts, never behaviour, and is encoded with msgpack (never pickle), so that a frame from another version or
-from a hostile peer can at worst be rejected.  Unknown fields are ignored on decoding and every new field has a
-default: two versions can talk during a rolling update.
+The worker sends `Template` and `Trajectory` records to the learner; the learner sends a `Snapshot` back.  A
+record holds facts, never behaviour, and is encoded with msgpack (never pickle), so that a frame from
+another version or from a hostile peer can at worst be rejected.  Unknown fields are ignored on decoding and
+every new field has a default: two versions can talk during a rolling update.
 
 Terms
 -----
@@ -45,8 +45,8 @@ class Slot(msgspec.Struct, frozen=True):
 class Template(msgspec.Struct, frozen=True):
     """A recognised vector query without its arguments.
 
-    `sql` is the canonical text.  `probe_sql` is the same query with its select list replaced by the one column
-    ``distance`` (the ORDER BY expression); its parameter ``$(j+1)`` is slot ``probe_slots[j]``.
+    `sql` is the canonical text.  `probe_sql` is the same query with its select list replaced by the one
+    column ``distance`` (the ORDER BY expression); its parameter ``$(j+1)`` is slot ``probe_slots[j]``.
     """
 
     key: str  # stable hash of (database, user, search_path, sql)
@@ -110,7 +110,7 @@ class Trajectory(msgspec.Struct, frozen=True):
 
 
 class ArmResult(msgspec.Struct, frozen=True, array_like=True):
-    """What one arm gave for one query: recall in [0, 1] (NaN-free), rows returned, server-side milliseconds."""
+    """What one arm gave for one query: recall in [0, 1], rows returned, server-side milliseconds."""
 
     recall: float
     rows: int
@@ -118,7 +118,7 @@ class ArmResult(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Label(msgspec.Struct, frozen=True):
-    """One measured query.  Arms that were not run (dominated, or out of budget) are missing from `results`."""
+    """One measured query.  Arms that were not run (dominated, or implied) are missing from `results`."""
 
     template: str
     context: str  # context_key(k, values)
@@ -198,8 +198,8 @@ class Choice(msgspec.Struct, frozen=True):
 def context_key(k: int, values: tuple[str | None, ...]) -> str:
     """Name a context by its k (LIMIT + OFFSET) and canonical filter values.
 
-    Values are joined with the ASCII unit separator, which no canonical value contains unescaped; NULL is written
-    as the record separator.  The result is a dictionary key, not something to show to people.
+    Values are joined with the ASCII unit separator, which no canonical value contains unescaped; NULL is
+    written as the record separator.  The result is a dictionary key, not something to show to people.
     """
     if not values:
         return str(k)

@@ -5,7 +5,8 @@ templates.  Only audits support a claim about the traffic, so they go on for as 
 others are *targeted*: they go where knowledge is missing, by context (k and filter values), weighted by
 traffic:
 
-- the next label goes to the context with the most traffic per label it has and per second it takes;
+- the next label goes to the context with the most traffic for what it has of the labels that it needs, and
+  for the seconds that one takes;
 - a context that has `FIRST_LABELS` does not get its `PLENTY`-th before every context with traffic has as
   many;
 - a context with `ENOUGH` labels gets none; without a filter there is one context per k, and it gets many
@@ -105,11 +106,17 @@ class Candidate:
 
 
 def neediest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return the context with most traffic per label and second it takes; None: none needs a label."""
+    """Return the context with most traffic per share of its labels and second; None: none needs a label."""
     wanting = [c for c in candidates if c.labels < c.enough]
     if any(c.labels < FIRST_LABELS for c in wanting):
         wanting = [c for c in wanting if c.labels < PLENTY - 1]
-    return max(wanting, key=lambda c: c.traffic / (c.labels + 1) / max(c.seconds, 1e-3), default=None)
+    return max(wanting, key=_worth, default=None)
+
+
+def _worth(candidate: Candidate) -> float:
+    """Return what a label for this context is worth, per second that it takes."""
+    share = (candidate.labels + 1) / candidate.enough
+    return candidate.traffic / share / max(candidate.seconds, 1e-3)
 
 
 def draw(weights: Mapping[str, float], rng: np.random.Generator) -> str | None:

@@ -1,8 +1,8 @@
 """Canonical text of a parameter value, whichever format the driver sent it in.
 
-psycopg sends ``5`` as text, asyncpg the four bytes ``00 00 00 05``: the same filter value must lead to the same
-context.  Only types that people filter by are decoded; for any other binary value the answer is None ("cannot
-tell"), and the query falls back to what is known without it.
+psycopg sends ``5`` as text, asyncpg the four bytes ``00 00 00 05``: the same filter value must lead to the
+same context.  Only types that people filter by are decoded; for any other binary value the answer is None
+("cannot tell"), and the query falls back to what is known without it.
 
 Formats: PostgreSQL documentation, "Formats and Format Codes" (53.1.3) and each type's ``*_send`` function.
 """
@@ -27,8 +27,9 @@ _TRUE = frozenset({"t", "true", "y", "yes", "on", "1"})
 def canonical(type_oid: int, format_code: int, data: bytes) -> str | None:
     """Return the canonical text of a non-NULL value, or None where it cannot be told.
 
-    `type_oid` 0 means unknown: text is taken as it stands, binary cannot be told.  Numbers lose leading zeros and
-    spaces, booleans become ``true``/``false``, UUIDs their hyphenated form.  Malformed bytes give None.
+    `type_oid` 0 means unknown: text is taken as it stands, binary cannot be told.  Numbers lose leading
+    zeros and spaces, booleans become ``true``/``false``, UUIDs their hyphenated form.  Malformed bytes give
+    None.
     """
     try:
         if format_code == 0:

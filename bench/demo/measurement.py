@@ -3,10 +3,12 @@
 Theory
 ------
 A *system* is a way to run the query: a connection with certain settings, direct or through the proxy.
-Systems take turns on every single query, in an order that rotates, so that noise on the machine, warm caches
-and a slower minute hit all of them alike, even where a run is cut short.  One query runs at a time; latency
-is what the application sees around the driver's call.  Each system answers some warm-up queries first:
-statements are prepared, caches filled, and the server has decided about its generic plans.
+Systems take turns, `BLOCK` queries at a time and in an order that rotates, so that noise on the machine,
+warm caches and a slower minute hit all of them alike, even where a run is cut short.  A block, not a single
+query: an application sends its stream of queries one way, and a process that waits for four others between
+two queries begins each of them with cold caches.  One query runs at a time; latency is what the application
+sees around the driver's call; recall is computed between the blocks.  Each system answers some warm-up
+queries first: statements are prepared, caches filled, and the server has decided about its generic plans.
 
 Recall is the share of the exact answer that was returned; rows that are missing count as misses.
 """
@@ -23,6 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.demo.workload import Query, Truth
+
+BLOCK = 15
+"""Queries that a system answers in a row before the next system has its turn."""
 
 
 class Asker(Protocol):
@@ -125,9 +130,9 @@ async def measure(
     advance: Callable[[], None] = lambda: None,
     seconds: float = float("inf"),
 ) -> dict[str, Samples]:
-    """Run every query on every system in rotating order; return the samples by the system's name.
+    """Run every query on every system, in blocks and rotating order; return the samples by system.
 
-    `advance` is called after each query, for a progress bar.  No query is begun after `seconds`.
+    `advance` is called once for each query, for a progress bar.  No block is begun after `seconds`.
     """
     for query in warm_up:
         for system in systems:
@@ -135,16 +140,29 @@ async def measure(
     samples = {system.name: Samples() for system in systems}
     limits = truth.limits(queries)  # beforehand: it would take the processor from the systems
     deadline = time.monotonic() + seconds
-    for i, query in enumerate(queries):
+    for number, first in enumerate(range(0, len(queries), BLOCK)):
         if time.monotonic() > deadline:
             break
-        turn = i % len(systems)
+        block = range(first, min(first + BLOCK, len(queries)))
+        turn = number % len(systems)
         for system in (*systems[turn:], *systems[:turn]):
-            if i % system.stride == 0:
-                start = time.perf_counter()
-                ids = await system.client.ask(query)
-                ms = (time.perf_counter() - start) * 1e3
+            answers = await _ask(system, queries, [i for i in block if i % system.stride == 0])
+            for i, ids, ms in answers:
+                query = queries[i]
                 missing = max(0, truth.found(query) - len(ids))
                 samples[system.name].add(query, truth.recall(query, ids, limits[i]), len(ids), missing, ms)
-        advance()
+        for _ in block:
+            advance()
     return samples
+
+
+async def _ask(
+    system: System, queries: Sequence[Query], numbers: Sequence[int]
+) -> list[tuple[int, list[int], float]]:
+    """Return number, ids and milliseconds of each query, asked in a row."""
+    answers = []
+    for i in numbers:
+        start = time.perf_counter()
+        ids = await system.client.ask(queries[i])
+        answers.append((i, ids, (time.perf_counter() - start) * 1e3))
+    return answers

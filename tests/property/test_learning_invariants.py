@@ -59,7 +59,7 @@ def learn(arms: tuple[object, ...], labels: list[Label], *, filtered: bool, targ
     facts = TableFacts(
         "public.items", (25, 0, 0), (0,) if filtered else (), {"a": 0.5, "b": 0.01}, 0.001, 1e5
     )
-    options = Options(target_recall=target, min_samples=10, lookup_ms=0.0)
+    options = Options(target_recall=target, min_samples=10, lookup_ms=0.0, sketch_ms=0.0)
     return distill(template(filtered=filtered), facts, arms, labels, {}, options)  # type: ignore[arg-type]
 
 

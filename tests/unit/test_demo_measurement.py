@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.dataset import Dataset
 from bench.demo import plot, report, search
 from bench.demo.application import Answer, settled
-from bench.demo.measurement import Samples, Summary, System, measure
+from bench.demo.measurement import BLOCK, Samples, Summary, System, measure
 from bench.demo.proxy import Figures
 from bench.demo.results import (
     AS_IT_COMES,
@@ -61,8 +61,9 @@ def _queries(n: int, category: int | None = None) -> list[Query]:
 def test_systems_take_turns_in_rotating_order_after_the_warm_up(truth: Truth) -> None:
     asked: list[str] = []
     systems = [System(name, Recorder(name, [], asked)) for name in "abc"]
-    asyncio.run(measure(systems, _queries(3), truth, warm_up=_queries(1)))
-    assert "".join(asked) == "abc" + "abc" + "bca" + "cab"
+    asyncio.run(measure(systems, _queries(2 * BLOCK + 1), truth, warm_up=_queries(1)))
+    first, second = ("".join(name * BLOCK for name in order) for order in ("abc", "bca"))
+    assert "".join(asked) == "abc" + first + second + "cab"
 
 
 def test_recall_rows_and_missing_rows_are_recorded(truth: Truth) -> None:

@@ -27,7 +27,7 @@ from tests.unit.learning_labels import (
 
 T = template()
 TRAFFIC = {"10": 1000}
-FREE = Options(lookup_ms=0.0)
+FREE = Options(lookup_ms=0.0, sketch_ms=0.0)
 
 
 def outcome(policy: TemplatePolicy, *, seed: int = 999, even: bool = False) -> tuple[float, float]:
