@@ -6,7 +6,7 @@ Pure (no input, no output, no clock, seeded), in the order in which evidence bec
     trajectory      recent queries of a template                     verdict     how a query went, in words
     dialects        what can be set, as arms                         curves      recall and cost of the arms
     contexts        an arm per filter value and per k                density     how crowded the table is
-    difficulty      how hard a query is                              calibration what recall may cost; the gate
+    difficulty      how hard a query is                              calibration  the price; the gate
     reasoning_bank  patterns: store, look up, merge, prune           distillation  all of it into one policy
     lookup          a per-query policy, evaluated                    optimizer   what a query gets
     schedule        what to measure next                             budget      and how much of it
@@ -16,9 +16,9 @@ In touch with the world:
 
     channel         frames between worker and learner                server      the socket they come in by
     upstream        side connections to the database                 inventory   indexes, confirmed by EXPLAIN
-    plans           reading EXPLAIN                                   tablestats  shares of values, row samples
+    plans           reading EXPLAIN                                   tablestats  value shares, row samples
     binding         any argument as a parameter                      probe       one query measured
-    measuring       one measurement after another                    registry    what is known of each template
+    measuring       one measurement after another                    registry    what is known of templates
     store           SQLite                                            metrics     for Prometheus
     worker          the learner's process
 """

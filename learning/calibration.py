@@ -6,7 +6,8 @@ milliseconds where they buy most recall, which "the smallest effort that reaches
 
 Rules
 -----
-- *Cross-fitting*: every labelled query is predicted by a model that has not seen it (`FOLDS` folds).  The
+- *Cross-fitting*: every labelled query is predicted by a model that has not seen it, nor a repetition of it
+  (`FOLDS` folds).  The
   price is the highest at which the mean recall of the arms so chosen keeps the target, less a margin of
   `certainty` standard errors (see `learning.curves`).  Where enough labels are a uniform sample of the
   traffic, only they calibrate.
@@ -38,7 +39,7 @@ MAX_TRAINING = 4000
 """Labels used for fitting, the newest: similarities between all of them are held in memory at once."""
 
 _PRICES = 160
-_MIN_UNIFORM = 100  # uniform labels that calibrate by themselves
+_MIN_UNIFORM = 500  # uniform labels that calibrate by themselves; fewer leave too wide a margin
 _WORTHWHILE = 0.97  # share of the static cost at which choosing per query begins to pay
 
 
@@ -166,8 +167,10 @@ def _features(
 
 def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
     """Return every label's curve [n, arms] and difficulty [n] as predicted without it."""
+    # Repetitions of one query share a fold: the target is to be kept for queries never seen, too.
+    _, same = np.unique(inputs.unit, axis=0, return_inverse=True)
     count = len(inputs.unit)
-    fold = np.random.default_rng(seed).permutation(count) % FOLDS
+    fold = (np.random.default_rng(seed).permutation(int(same.max()) + 1) % FOLDS)[same.reshape(-1)]
     curves, z = np.empty_like(inputs.recall), np.empty(count)
     for held in range(FOLDS):
         train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)

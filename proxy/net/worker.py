@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _METRICS_SECONDS: Final = 1.0
-_SWITCH_SECONDS: Final = (
-    0.0005  # a thread that builds a policy's indexes lets go of the interpreter this often
-)
+_SWITCH_SECONDS: Final = 0.0005  # how often a thread that builds indexes lets go of the interpreter
 _DRAIN_STEP_SECONDS: Final = 0.05
 
 

@@ -198,11 +198,31 @@ def test_a_repeated_query_is_remembered_as_it_was() -> None:
 def test_uniform_labels_calibrate_where_they_are_enough() -> None:
     easy_vectors, easy = queries(600, 0, hard_share=0.0)
     chosen = labels(easy_vectors, recalls(easy, 0), uniform=False)
-    fair_vectors, fair = queries(300, 1, hard_share=0.5)
+    fair_vectors, fair = queries(600, 1, hard_share=0.5)
     audited = labels(fair_vectors, recalls(fair, 1), start=1000.0)
     policy = distill(T, facts(), ARMS, chosen + audited, TRAFFIC, FREE)
     assert policy.trust == Trust.QUERY
-    assert "over 300 labels" in policy.reason
+    assert "over 600 labels" in policy.reason
+
+
+def test_the_sketch_is_used_only_where_it_earns_its_time() -> None:
+    known = facts(sketch=table_rows(2000, 1))
+    used = distill(T, known, ARMS, mixed_labels(500, 0), TRAFFIC, replace(FREE, sketch_ms=-10.0))
+    dear = distill(T, known, ARMS, mixed_labels(500, 0), TRAFFIC, replace(FREE, sketch_ms=100.0))
+    assert used.query is not None
+    assert "codes" in used.query.extra
+    assert dear.query is None or "codes" not in dear.query.extra
+
+
+def test_repetitions_of_a_query_do_not_flatter_the_estimate() -> None:
+    """Where nothing but the very same query says how hard a query is, unseen queries get one arm for all."""
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(120, 16)).astype(np.float32)
+    _, hard = queries(120, 5, hard_share=0.3)
+    curves = recalls(hard, 5)
+    repeated = [label for turn in range(5) for label in labels(vectors, curves, start=1000.0 * turn)]
+    policy = distill(T, facts(sketch=None), ARMS, repeated, TRAFFIC, FREE)
+    assert policy.trust == Trust.STATIC
 
 
 def test_each_k_has_its_own_arm_and_the_main_one_the_vectors() -> None:

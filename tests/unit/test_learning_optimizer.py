@@ -17,7 +17,7 @@ from learning.records import Arm, ContextPolicy, Snapshot, TemplatePolicy, Trust
 from tests.unit.learning_labels import ARMS, DIMENSIONS, facts, mixed_labels, queries, table_rows, template
 
 T = template()
-FREE = Options(lookup_ms=0.0, sketch_ms=0.0)
+FREE = Options(lookup_ms=0.0, sketch_ms=-10.0)  # a sketch that pays by itself is always used
 
 
 @pytest.fixture(scope="module")
