@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration clean
+.PHONY: help demo test lint types unit integration bench-proxy clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -38,6 +38,9 @@ unit: $(DEV) ## unit and property tests, without a database
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
 	@$(BIN)/python -m pytest tests/integration
+
+bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
+	@$(BIN)/python -m bench.relay
 
 clean: ## remove what was built, measured and installed here
 	rm -rf .venv .demo demo-results build dist *.egg-info

@@ -167,10 +167,8 @@ def _features(
 
 def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
     """Return every label's curve [n, arms] and difficulty [n] as predicted without it."""
-    # Repetitions of one query share a fold: the target is to be kept for queries never seen, too.
-    _, same = np.unique(inputs.unit, axis=0, return_inverse=True)
     count = len(inputs.unit)
-    fold = (np.random.default_rng(seed).permutation(int(same.max()) + 1) % FOLDS)[same.reshape(-1)]
+    fold = _folds(inputs.unit, seed)
     curves, z = np.empty_like(inputs.recall), np.empty(count)
     for held in range(FOLDS):
         train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
@@ -184,6 +182,20 @@ def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
         base = model.curves(z[test])
         curves[test] = difficulty.remember(base, cosines, residual[near], inputs.weight[near])
     return curves, z
+
+
+def _folds(unit: NDArray[np.float32], seed: int) -> NDArray[np.intp]:
+    """Return the fold [n] of every label.
+
+    Repetitions of one query share a fold: the target is to be kept for queries never seen, too.  Where there
+    are hardly any different queries, nothing else can be predicted, and repetitions are told apart.
+    """
+    _, same = np.unique(unit, axis=0, return_inverse=True)
+    different = int(same.max()) + 1
+    if different < 2 * FOLDS:
+        same, different = np.arange(len(unit)), len(unit)
+    fold: NDArray[np.intp] = (np.random.default_rng(seed).permutation(different) % FOLDS)[same.reshape(-1)]
+    return fold
 
 
 def choose(curves: Floats, cost: Floats, price: float) -> NDArray[np.intp]:

@@ -169,7 +169,7 @@ def estimate(recall: Floats, weight: Floats) -> Estimate:
     if total <= 0.0:
         shape = recall.shape[1:]
         return Estimate(np.zeros(shape), np.ones(shape), 1e-9)
-    mean = np.tensordot(weight, recall, axes=1) / total
+    mean = np.minimum(np.tensordot(weight, recall, axes=1) / total, 1.0)  # rounding may lead above
     variance = np.tensordot(weight, (recall - mean) ** 2, axes=1) / total
     count = total**2 / float((weight**2).sum())  # Kish's effective sample size
     variance = (variance * count + _PRIOR_DEVIATION**2 * _PRIOR_COUNT) / (count + _PRIOR_COUNT)

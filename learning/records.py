@@ -60,6 +60,7 @@ class Template(msgspec.Struct, frozen=True):
     relation: str  # as written in FROM: "items", "public.items", '"My Table"'
     column: str  # the ordered column, unquoted
     operator: str  # "<->", "<=>", "<#>", "<+>", "<~>", "<%>"
+    whole: bool = True  # the search is the whole statement, not a CTE or a subquery of a larger one
     functions: tuple[str, ...] = ()  # names of functions called, for the learner to check their volatility
 
 

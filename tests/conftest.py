@@ -8,17 +8,33 @@ their own `EmbeddedPostgres`.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres
+
+# Machines that run tests are shared: the time of one example proves nothing.
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 
 PASSWORD_ROLES = {"auth_password": "password", "auth_md5": "md5", "auth_scram": "scram-sha-256"}
 """Role name to the authentication method that the server asks of it; each one's password is its own name."""
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """Give the root logger back as it was: a command under test configures it for a stream that is closed."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

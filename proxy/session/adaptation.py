@@ -174,8 +174,13 @@ class Adapter:
         )
         vector = bound.vector if policy.query is not None else None
         choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values)
-        if choice is not None and valid_settings(choice.arm.settings):
-            bound.choice = choice
+        if choice is None or not valid_settings(choice.arm.settings):
+            return bound
+        if choice.arm.kind == "exact" and not query.template.whole:
+            # It was measured for the search alone; what surrounds it would lose its index scans as well.
+            self.counters.left_alone["exact search in a larger statement"] += 1
+            return bound
+        bound.choice = choice
         return bound
 
     def _decode(self, bound: BoundQuery, parameters: Parameters) -> bool:

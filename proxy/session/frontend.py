@@ -215,10 +215,10 @@ class Session(Enforcer):
         statement = self._statements.get(data[portal_end + 1 : name_end])
         if statement is None or end > size:
             return self._restore()
-        inserted = self._take_note(statement)
         query = statement.vector
+        self._take_note(statement)
         if query is None or self._disabled:
-            return inserted
+            return self._restore()
         started = perf_counter()
         try:
             parameters = framing.bind_parameters(data, position + 5, end)
@@ -286,10 +286,13 @@ class Session(Enforcer):
             counters.left_alone["transaction control"] += 1
             query = None
         if query is None or self._disabled:
-            restored = None if is_plain(statement) and not self._in_force else self._before_query(statement)
+            ends = statement.transaction in _ENDS_SCOPE
+            restored = b"" if ends or not self._in_force else self._restore_in_own_segment()
+            if not is_plain(statement):
+                self._take_note(statement)
             self._end_segment(Segment.QUERY)
             return None if not restored else restored + data[position:end]
-        self._note_settings(statement)
+        self._take_note(statement)
         started = perf_counter()
         bound = self.adapter.bind(query, ())
         settings = self._settings_for(bound)
@@ -307,16 +310,6 @@ class Session(Enforcer):
             return restored + data[position:end] if restored else None
         return restored + injection.query_message(replacement)
 
-    def _before_query(self, statement: Statement) -> bytes:
-        """Note what a Query without adaptation does; return what must go before it."""
-        self._note_settings(statement)
-        if statement.controls_transaction:
-            self._control_segment = self._segment_out
-        if statement.transaction in _ENDS_SCOPE:
-            self._in_force = ()
-            self._suspended_portal = None
-        return self._restore_in_own_segment()
-
     def _function_call(self) -> bytes | None:
         if self._sent:
             self._give_up("both protocols in one segment")
@@ -326,19 +319,14 @@ class Session(Enforcer):
 
     # -- what statements do to the session ---------------------------------------------------------
 
-    def _take_note(self, statement: Statement) -> bytes | None:
-        """Note what a bound statement does; return what must be inserted before it."""
-        self._note_settings(statement)
+    def _take_note(self, statement: Statement) -> None:
+        """Note what a statement does to the transaction, to settings and to prepared statements."""
+        self._will.note(statement, in_transaction=self._state() != IDLE)
         if statement.controls_transaction:
             self._control_segment = self._segment_out
-            if statement.transaction in _ENDS_SCOPE:
-                self._in_force = ()
-                self._suspended_portal = None
-                return None
-        return self._restore() if statement.vector is None else None
-
-    def _note_settings(self, statement: Statement) -> None:
-        self._will.note(statement, in_transaction=self._state() != IDLE)
+        if statement.transaction in _ENDS_SCOPE:
+            self._in_force = ()  # it ends what the settings were local to
+            self._suspended_portal = None
         if statement.drops_prepared:
             self._prepared.clear()
             kept = {name: known for name, known in self._statements.items() if known.controls_transaction}

@@ -112,6 +112,7 @@ def _template(
     statement: pb.SelectStmt, level: Level, slots: int, functions: tuple[str, ...], scope: Scope
 ) -> Template:
     select = level.select
+    whole = select == statement
     distance = _take_apart(resolved_key(select, select.sort_clause[0].sort_by))
     relation = _relation(level, distance.path)
     roles = _roles(select, distance.slot)
@@ -132,6 +133,7 @@ def _template(
         relation=relation_text(relation),
         column=distance.path[-1],
         operator=distance.operator,
+        whole=whole,
         functions=functions,
     )
 

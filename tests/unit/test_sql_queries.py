@@ -323,3 +323,16 @@ def test_what_is_left_alone_says_why(sql: str, reason: str) -> None:
 )
 def test_operators_in_strings_and_comments_mean_nothing(sql: str) -> None:
     assert recognise(sql) is PLAIN
+
+
+def test_a_template_says_whether_the_search_is_the_whole_statement() -> None:
+    search = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 5"
+    recogniser, scope = Recogniser(), Scope("db", "user", None)
+    for sql, whole in (
+        (search, True),
+        (f"WITH q AS ({search}) SELECT * FROM q JOIN owners USING (id)", False),
+        (f"SELECT * FROM ({search}) q", False),
+    ):
+        query = recogniser.recognise(sql.encode(), scope).vector
+        assert query is not None, sql
+        assert query.template.whole is whole

@@ -87,18 +87,22 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> No
 
 
 async def pid_of_worker(config: Config) -> int:
-    """Connect as a client does, trying until somebody listens; the child tells its process id."""
+    """Connect as a client does until a worker answers; it tells its process id.
+
+    A worker that is being killed may still accept, and then says nothing.
+    """
     async with asyncio.timeout(10):
         while True:
             try:
                 reader, writer = await asyncio.open_connection(config.listen.host, config.listen.port)
-                break
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.02)
-        pid = int(await reader.read())
-        writer.close()
-        await writer.wait_closed()
-        return pid
+                answer = await reader.read()
+                writer.close()
+                await writer.wait_closed()
+            except ConnectionError:
+                answer = b""
+            if answer:
+                return int(answer)
+            await asyncio.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
