@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -203,6 +204,35 @@ class TestTools:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         assert "number of transactions actually processed: 400/400" in done.stdout
         assert "number of failed transactions: 0" in done.stdout
+
+    @pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+    def test_psql_says_the_same(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
+        script = """
+            CREATE TABLE t (i int, v vector(3));
+            \\copy t (i, v) FROM stdin
+1\t[1,2,3]
+2\t[4,5,6]
+\\.
+            SELECT i FROM t ORDER BY v <-> '[1,1,1]' LIMIT 1 \\gset near_
+            \\echo :near_i
+            SELECT i, v FROM t ORDER BY v <-> '[1,1,1]' LIMIT 2 \\gdesc
+            SELECT i / 0 FROM t ORDER BY v <-> '[1,1,1]' LIMIT 2;
+            DROP TABLE t;
+        """
+        outputs = [
+            subprocess.run(
+                ["psql", "-X", "-h", host, "-p", str(port), "-U", postgres.user, database],
+                input=script,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            for host, port in ((postgres.host, postgres.port), (proxy.host, proxy.port))
+        ]
+        direct, proxied = outputs
+        assert (proxied.stdout, proxied.stderr) == (direct.stdout, direct.stderr)
+        assert "division by zero" in proxied.stderr
+        assert "COPY 2\n1\n" in proxied.stdout
 
     def test_pg_dump_writes_the_same(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
         with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
