@@ -290,9 +290,10 @@ class Learning(Section):
     )
     pattern_consolidation_interval: float = option(
         3_600.0,
-        "Time between two rounds of merging similar patterns and dropping useless ones.",
+        "Time between two rounds of merging similar patterns. It has no effect yet: patterns are merged each "
+        "time a policy is derived.",
         unit="seconds",
-        downside="Rarely: memory grows. Often: the learner spends CPU on it.",
+        downside="None so far.",
         gt=0.0,
     )
     anonymize: bool = option(
