@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,10 @@ _RUN = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's directory, which later tests find as earlier ones left it."""
-    return tmp_path_factory.mktemp("demo")
+def home() -> Iterator[Path]:
+    """Return a directory of its own: another pytest run closes pytest's to the server's user."""
+    with tempfile.TemporaryDirectory(prefix="ruvector-demo-test-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture
