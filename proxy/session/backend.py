@@ -94,9 +94,7 @@ class BackendStream:
         self.fatal = False  # the server has said why it closes
         self.copy_in = False
         self.search_path: str | None = None  # as the server reports it (PostgreSQL 18 and later)
-        self.standard_strings = (
-            True  # backslashes in literals are plain characters, as the recogniser takes it
-        )
+        self.standard_strings = True  # backslashes in literals are plain, as the recogniser takes them
         self.resend = b""  # bytes for the server that a reply has called for
         self._status = IDLE
         self._pending: deque[Segment] = deque((Segment.STARTUP,))

@@ -36,12 +36,14 @@ DEFAULT, DICTATED = 40, 77
 VECTOR = "[0.1,0.2,0.3]"
 SQL = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 500"
 LITERAL = f"SELECT id FROM items ORDER BY embedding <-> '{VECTOR}' LIMIT 500"
-PLAN = "SET enable_seqscan = off"  # the table is small: the planner would rather sort it
 
 
 @pytest.fixture(scope="module")
 def items(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """Return a database with a table of 600 vectors and an HNSW index, which is always used."""
+    """Return a database with a table of 600 vectors and an HNSW index, which is always used.
+
+    The table is small: the planner would rather sort it.
+    """
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE injection STRATEGY file_copy")
         connection.execute("ALTER DATABASE injection SET enable_seqscan = off")
