@@ -117,13 +117,11 @@ class Recogniser:
             plan = self._plan(shape, scope)
             if plan is not None:
                 return plan.apply(sql, shape)
-        if (len(sql) if shape is None else shape.code_size) > MAX_CODE:
-            return _unread(sql)
         try:
-            statements = list(parse(text).stmts)
+            statements = read(text, len(sql) if shape is None else shape.code_size)
         except PgQueryError:
             return _unparsed(sql)
-        except Exception:  # protobuf's DecodeError, too deep: the server may well accept it
+        if statements is None:
             return _unread(sql)
         statement, found = _analyse(sql, statements, scope)
         if shape is not None:
@@ -157,6 +155,24 @@ class Recogniser:
         self._free.put(shape.key, free, len(shape.key) + _OVERHEAD)
         weight = len(shape.key) + sum(len(piece.text) for piece in shape.pieces) + 2 * _OVERHEAD
         self._plans.put(_plan_key(shape, free, scope), plan, weight)
+
+
+def read(text: str, code_size: int) -> list[pb.RawStmt] | None:
+    """Parse a text whose code is `code_size` bytes long; None where it is beyond what can be read safely.
+
+    Raises
+    ------
+    PgQueryError
+        It is no SQL.
+    """
+    if code_size > MAX_CODE:
+        return None
+    try:
+        return list(parse(text).stmts)
+    except PgQueryError:
+        raise
+    except Exception:  # protobuf's DecodeError, too deep: the server may well accept it
+        return None
 
 
 def _plan_key(shape: Shape, free: tuple[int, ...], scope: Scope) -> tuple[object, ...]:

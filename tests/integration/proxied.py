@@ -50,12 +50,22 @@ class Dictated(SearchOptimizer):
 class Proxy:
     """A worker's relay between a free local port and `upstream`; use as a context manager."""
 
-    def __init__(self, host: str, port: int, settings: Settings = ()) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        settings: Settings = (),
+        *,
+        adapter: type[Adapter] = Adapter,
+        listen_port: int = 0,
+    ) -> None:
         self.counters = Counters()
         self.trajectories: list[Trajectory] = []
         self.connections: set[ClientConnection] = set()
         self._upstream = Upstream(host, port, timeout=5.0)
         self._settings = settings
+        self._adapter_type = adapter
+        self._listen_port = listen_port
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self.host = "127.0.0.1"
@@ -88,10 +98,10 @@ class Proxy:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        self.adapter = Adapter(self.counters)
+        self.adapter = self._adapter_type(self.counters)
         self.adapter.swap(Dictated(self._settings), 1)
         self.adapter.record = self._record
-        sock = socket.create_server((self.host, 0))
+        sock = socket.create_server((self.host, self._listen_port))
         self.port = sock.getsockname()[1]
 
         def accept() -> ClientConnection:
