@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import sections, variable
-from config.schema import RESERVED, Config, Section, Table
+from config.schema import RESERVED, Config, Table
+from config.section import Section
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "configuration.md"
 SAMPLE = ROOT / "config" / "proxy.example.toml"
 
-EXAMPLES = {"learner.dsn": "postgresql://user:password@127.0.0.1:5432/database"}
+EXAMPLES = {
+    "learner.dsn": "postgresql://user:password@127.0.0.1:5432/database",
+    "auth.users_file": "users.txt",
+    "auth.query_dsn": "postgresql://lookup:password@127.0.0.1:5432/postgres",
+}
 """What the sample file shows for options without a default value."""
 
 _INTRODUCTION = """\

@@ -23,8 +23,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from config.conflicts import conflicts
 from config.dsn import redact_dsn
-from config.schema import RESERVED, Config, Section, Table
+from config.schema import RESERVED, Config, Table
+from config.section import Section
 
 PREFIX = "RUVECTOR_"
 NOT_OPTIONS = frozenset({"RUVECTOR_CONFIG"})
@@ -100,12 +102,23 @@ def load(path: Path | None, env: Mapping[str, str]) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         problems += _explain(error, names)
+    else:
+        problems += [Problem(names.get(key, key), "", reason) for key, reason in conflicts(config)]
     if problems:
         raise ConfigError(source, problems)
-    base = path.parent if path else Path()
-    return config.model_copy(
-        update={"store": config.store.model_copy(update={"path": (base / config.store.path).absolute()})}
-    )
+    return _with_absolute_paths(config, path.parent if path else Path())
+
+
+def _with_absolute_paths(config: Config, base: Path) -> Config:
+    """Let relative paths start at `base`."""
+    sections = {}
+    for name in Config.model_fields:
+        section = getattr(config, name)
+        if isinstance(section, Section):
+            paths = {key: (base / value).absolute() for key, value in section if isinstance(value, Path)}
+            if paths:
+                sections[name] = section.model_copy(update=paths)
+    return config.model_copy(update=sections)
 
 
 def _read(path: Path) -> dict[str, Any]:

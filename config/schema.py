@@ -21,22 +21,22 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    SerializationInfo,
-    field_serializer,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, field_validator
 
-from config.dsn import check_dsn, redact_dsn
+from config.dsn import redact_dsn
+from config.section import Dsn, Section, option
 
 OptimizeFor = Literal["recall", "latency", "balanced"]
+
+AUTH_QUERY = (
+    "SELECT a.rolname, a.rolpassword FROM pg_catalog.pg_authid AS a WHERE a.rolname OPERATOR(pg_catalog.=) "
+    "$1::pg_catalog.name AND a.rolcanlogin AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil "
+    "OPERATOR(pg_catalog.>) pg_catalog.now())"
+)
+"""Only who could log in at the server: not after VALID UNTIL, not without LOGIN; every name with its "
+"schema."""
 
 RESERVED = {
     "listen.tls_cert": "TLS towards clients is not supported yet",
@@ -47,24 +47,6 @@ RESERVED = {
     "upstream.sslrootcert": "TLS towards the server is not supported yet",
 }
 """Keys whose names are fixed and whose function is still to come, with the reason for refusing them."""
-
-
-def option(default: Any, description: str, *, downside: str, unit: str = "", **constraints: Any) -> Any:
-    """Declare an option: what it does, what it costs to change it, its unit, and pydantic's constraints."""
-    return Field(
-        default=default,
-        description=description,
-        json_schema_extra={"unit": unit, "downside": downside},
-        **constraints,
-    )
-
-
-class Section(BaseModel):
-    """What all sections have in common: unknown keys are errors, and nothing can be changed later."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False
-    )
 
 
 class Listen(Section):
@@ -158,7 +140,7 @@ class Workers(Section):
 class Learner(Section):
     """The background process that measures recall and latency."""
 
-    dsn: SecretStr | None = option(
+    dsn: Dsn | None = option(
         None,
         "Connection URI for exact searches and EXPLAIN on the side, e.g. "
         "postgresql://user:password@host:5432/db. Its role needs SELECT on the tables to be tuned. Without"
@@ -191,20 +173,6 @@ class Learner(Section):
         ),
         ge=0.0,
     )
-
-    @field_validator("dsn")
-    @classmethod
-    def _check_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
-        if dsn is not None:
-            check_dsn(dsn.get_secret_value())
-        return dsn
-
-    @field_serializer("dsn", when_used="json")
-    def _dump_dsn(self, dsn: SecretStr | None, info: SerializationInfo) -> str | None:
-        if dsn is None:
-            return None
-        secrets = bool(info.context and info.context.get("secrets"))
-        return dsn.get_secret_value() if secrets else redact_dsn(dsn.get_secret_value())
 
     @property
     def redacted_dsn(self) -> str | None:
@@ -374,6 +342,95 @@ class Log(Section):
     )
 
 
+class Auth(Section):
+    """How clients log in; docs/authentication.md says which way is for whom."""
+
+    mode: Literal["relay", "scram"] = option(
+        "relay",
+        '"relay": the server authenticates the client, by whatever it likes, and the proxy passes '
+        "messages on. "
+        '"scram": the proxy authenticates the client by SCRAM-SHA-256 and logs in at the server as the '
+        "same user.",
+        downside=(
+            '"relay" cannot pass SCRAM on between two encrypted connections to clients that support channel '
+            'binding; "scram" needs auth.users_file or auth.query_dsn, whose contents let the proxy check '
+            "passwords."
+        ),
+    )
+    users_file: Path | None = option(
+        None,
+        'File with a line "user" "SCRAM-SHA-256$..." for each user (the format of pgbouncer\'s '
+        "userlist.txt), "
+        'for auth.mode = "scram". It is read again when it has changed. A relative path starts at the '
+        "configuration file's directory.",
+        downside=(
+            "A password that is changed on the server has to be changed there, too. Passwords in plain text "
+            "are possible, and whoever reads the file has them."
+        ),
+        strict=False,
+    )
+    query_dsn: Dsn | None = option(
+        None,
+        "Connection URI for looking users up on the server, for those that auth.users_file does not have.",
+        downside=(
+            "Its role can read the verifiers of all users: let it execute one function and nothing more "
+            "(docs/authentication.md)."
+        ),
+    )
+    query: str = option(
+        AUTH_QUERY,
+        "Statement that gets a user's name as $1 and returns no row, or one of name and SCRAM verifier. The "
+        "default needs a superuser; a function with SECURITY DEFINER does not.",
+        downside=(
+            "A statement that ignores rolvaliduntil or rolcanlogin lets users in whom the server would not; "
+            "names without a schema are at the mercy of a search_path."
+        ),
+        min_length=1,
+    )
+    query_connections: int = option(
+        2,
+        "Side connections of each worker for auth.query at the same time; idle ones are closed.",
+        unit="connections",
+        downside="More take places from clients; fewer make many simultaneous logins wait.",
+        ge=1,
+        le=100,
+    )
+    query_timeout: float = option(
+        5.0,
+        "Time for looking one user up, before the client gets an error.",
+        unit="seconds",
+        downside="Too short fails when the server is busy; too long keeps the client waiting for an error.",
+        gt=0.0,
+    )
+    query_max_age: float = option(
+        5.0,
+        "Time for which a user that was looked up is remembered.",
+        unit="seconds",
+        downside=(
+            "For so long a dropped user still gets past the proxy (not past the server, where that asks "
+            "for a "
+            "password), and a changed password may fail once."
+        ),
+        ge=0.0,
+        le=3600.0,
+    )
+    relay_over_tls: bool = option(
+        False,
+        'Whether auth.mode = "relay" is allowed with both connections always encrypted.',
+        downside=(
+            "Clients that support channel binding, such as libpq, cannot log in then where the server "
+            "asks for "
+            "SCRAM; switch it on if it asks for something else, or if all clients set "
+            "channel_binding=disable."
+        ),
+    )
+
+    @property
+    def redacted_query_dsn(self) -> str | None:
+        """The URI for people, without its password."""
+        return redact_dsn(self.query_dsn.get_secret_value()) if self.query_dsn else None
+
+
 class Limits(Section):
     """How long to wait."""
 
@@ -383,6 +440,17 @@ class Limits(Section):
         unit="seconds",
         downside=(
             "Too short fails when the server is only busy; too long keeps the client waiting for an error."
+        ),
+        gt=0.0,
+    )
+    authentication_timeout: float = option(
+        60.0,
+        'Time in which a new client has to send its start-up packet and, where auth.mode is "scram", to '
+        "log in.",
+        unit="seconds",
+        downside=(
+            "Too short fails for people who type passwords; too long lets silent connections hold their "
+            "place."
         ),
         gt=0.0,
     )
@@ -409,6 +477,7 @@ class Config(Section):
     learner: Learner = Learner()
     store: Store = Store()
     learning: Learning = Learning()
+    auth: Auth = Auth()
     limits: Limits = Limits()
     log: Log = Log()
     tables: dict[TableName, Table] = Field(default={}, description=Table.__doc__)

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from config.loader import ConfigError, load
-from config.schema import Config
+from config.schema import Auth, Config
 from proxy import logs
 from proxy.version import version as installed_version
 
@@ -104,9 +104,24 @@ def main() -> None:
 
 def _load(path: Path | None) -> Config:
     try:
-        return load(path, os.environ)
+        config = load(path, os.environ)
     except ConfigError as error:
         _fail(str(error), 2)
+    _check_users_file(config.auth)
+    return config
+
+
+def _check_users_file(auth: Auth) -> None:
+    """Refuse to start with a users file that cannot be used; a running proxy would keep the old users."""
+    if auth.mode == "relay" or auth.users_file is None:
+        return
+    from proxy.auth.lookup import read_users
+    from proxy.auth.users import UsersFileError
+
+    try:
+        read_users(auth.users_file)
+    except UsersFileError as error:
+        _fail("\n  ".join([f"auth.users_file {auth.users_file}:", *error.problems]), 2)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -94,6 +94,11 @@ class WorkerMetrics:
             "connections_refused",
             "Client connections refused: server unreachable, or not the PostgreSQL protocol.",
         )
+        self._logins_failed = counter(
+            "logins_failed",
+            'Logins that failed, by cause; "server": the server refused one that was relayed to it.',
+            "cause",
+        )
         self._statements = counter("statements", "Statements executed: Query and Execute messages.")
         self._recognised = counter("queries_recognised", "Vector queries recognised.", "table")
         self._adapted = counter("queries_adapted", "Vector queries given measured settings.", "table", "arm")
@@ -149,6 +154,8 @@ class WorkerMetrics:
         ):
             metric.inc(getattr(now, name) - getattr(before, name))
             setattr(before, name, getattr(now, name))
+        for cause, count in _gained(now.logins_failed, before.logins_failed):
+            self._logins_failed.labels(cause).inc(count)
         for table, count in _gained(now.recognised, before.recognised):
             self._recognised.labels(self._bounded(table)).inc(count)
         for (table, arm), count in _gained(now.adapted, before.adapted):

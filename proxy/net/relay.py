@@ -7,10 +7,12 @@ reads cannot lock up.
 
 Life of a connection, each step entered once:
 
-    STARTUP      the client's first packets; nothing upstream yet
-    CONNECTING   the upstream connection is being made; what the client sends is kept (it is not read further)
-    RELAYING     both sides up
-    CLOSED       both sides closed; `close` may be called any number of times from anywhere
+    STARTUP         the client's first packets; nothing upstream yet
+    AUTHENTICATING  the proxy authenticates the client (only where auth.mode is "scram")
+    CONNECTING      the upstream connection is being made, and logged in where the proxy does that; what the
+                    client sends is kept (it is not read further)
+    RELAYING        both sides up
+    CLOSED          both sides closed; `close` may be called any number of times from anywhere
 
 Half-close: an EOF from the client is passed on, and replies still flow back; a client that is gone closes
 upstream at once, which ends its query.
@@ -25,7 +27,14 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
+from proxy.auth.binding import end_point
+from proxy.auth.frontend import MAX_MESSAGE as MAX_FROM_CLIENT
+from proxy.auth.frontend import Credentials
+from proxy.auth.login import MAX_MESSAGE as MAX_FROM_SERVER
+from proxy.auth.refusal import Cause, Refusal, timeout
+from proxy.auth.relayed import RelayedAuthentication
 from proxy.net import messages
+from proxy.net.authentication import Authenticator, Inbox
 from proxy.session.adaptation import Adapter
 from proxy.session.frontend import Session
 from proxy.wire import framing
@@ -51,6 +60,7 @@ class State(enum.Enum):
     """See the module's docstring."""
 
     STARTUP = enum.auto()
+    AUTHENTICATING = enum.auto()
     CONNECTING = enum.auto()
     RELAYING = enum.auto()
     CLOSED = enum.auto()
@@ -61,11 +71,16 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_adapter",
+        "_authenticator",
         "_buffer",
         "_eof",
+        "_inbox",
+        "_limit",
         "_on_close",
         "_task",
+        "_timeout",
         "_upstream_at",
+        "authentication",
         "session",
         "state",
         "transport",
@@ -73,14 +88,26 @@ class ClientConnection(asyncio.Protocol):
     )
 
     def __init__(
-        self, adapter: Adapter, upstream_at: Upstream, on_close: Callable[[ClientConnection], None]
+        self,
+        adapter: Adapter,
+        upstream_at: Upstream,
+        on_close: Callable[[ClientConnection], None],
+        *,
+        authenticator: Authenticator | None = None,
+        authentication_timeout: float = 60.0,
     ) -> None:
+        """Serve one client; without an `authenticator` its authentication is relayed (times in seconds)."""
         self._adapter = adapter
+        self._authenticator = authenticator
+        self._timeout = authentication_timeout
         self._upstream_at = upstream_at
         self._on_close = on_close
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
         self._eof = False
+        self._inbox: Inbox | None = None  # while the proxy authenticates the client
+        self.authentication: RelayedAuthentication | None = None  # while a relayed one is watched
+        self._limit: asyncio.TimerHandle | None = None
         self.state = State.STARTUP
         self.session: Session | None = None
         self.transport: asyncio.Transport | None = None
@@ -94,6 +121,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=_HIGH_WATER)
         _keep_alive(self.transport)
         self._adapter.counters.connections_opened += 1
+        self._limit = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client's on."""
@@ -102,12 +130,21 @@ class ClientConnection(asyncio.Protocol):
             assert self.session is not None
             assert upstream is not None
             try:
+                if self.authentication is not None:
+                    data = self.authentication.from_client(data)
                 out = self.session.from_client(data)
             except ProtocolViolation as violation:
                 self._refuse_client(str(violation))
                 return
+            except Refusal as refused:
+                self._refuse_login(refused)
+                return
             if out:
                 upstream.transport.write(out)
+        elif self._inbox is not None:
+            self._inbox.feed(data)
+            if self._inbox.full and self.transport is not None:
+                self.transport.pause_reading()
         elif self.state is not State.CLOSED:
             self._buffer += data
             if self.state is State.STARTUP:
@@ -167,23 +204,65 @@ class ClientConnection(asyncio.Protocol):
                 continue
             self.state = State.CONNECTING
             self.transport.pause_reading()
+            if self._authenticator is None or isinstance(request, CancelRequest):
+                self._stop_clock()  # from here on the server's own limits hold
             work = (
                 self._cancel(packet) if isinstance(request, CancelRequest) else self._connect(packet, request)
             )
             self._task = asyncio.get_running_loop().create_task(work)
 
     async def _connect(self, packet: bytes, startup: StartupMessage) -> None:
-        """Open the upstream connection, then relay."""
+        """Make the session: authenticate if that is the proxy's task, connect upstream; then relay."""
         try:
-            upstream = await self._upstream_at.connect(lambda: UpstreamConnection(self))
+            credentials = await self._admit(startup) if self._authenticator is not None else None
+            upstream = await self._upstream_at.connect(
+                lambda: UpstreamConnection(self, Inbox(MAX_FROM_SERVER) if credentials is not None else None)
+            )
+            if self.state is not State.CONNECTING or self.transport is None:
+                upstream.transport.abort()
+                return
+            self.upstream = upstream
+            upstream.transport.write(packet)
+            if credentials is not None:
+                await self._log_in(credentials, upstream)
         except OSError as error:
             self._adapter.counters.connections_refused += 1
             self._end(messages.upstream_unreachable(self._upstream_at.name, error))
-            return
-        if self.state is not State.CONNECTING or self.transport is None:
-            upstream.transport.abort()
-            return
-        self.upstream = upstream
+        except Refusal as refused:
+            self._refuse_login(refused)
+        except EOFError:
+            self._end(messages.upstream_lost(self._upstream_at.name))
+        else:
+            self._relay(startup, upstream)
+
+    async def _admit(self, startup: StartupMessage) -> Credentials:
+        """Authenticate the client."""
+        assert self._authenticator is not None
+        assert self.transport is not None
+        self._inbox = Inbox(MAX_FROM_CLIENT)
+        self._inbox.feed(self._buffer)
+        self.state = State.AUTHENTICATING
+        self.transport.resume_reading()
+        credentials = await self._authenticator.admit(
+            startup, self._inbox, self.transport.write, self.end_point
+        )
+        self.transport.pause_reading()
+        self._buffer, self._inbox = self._inbox.rest(), None
+        self.state = State.CONNECTING
+        return credentials
+
+    async def _log_in(self, credentials: Credentials, upstream: UpstreamConnection) -> None:
+        """Log in upstream as the client."""
+        assert self._authenticator is not None
+        assert self.transport is not None
+        assert upstream.inbox is not None
+        await self._authenticator.log_in(
+            credentials, upstream.inbox, upstream.transport.write, self.transport.write, upstream.end_point
+        )
+
+    def _relay(self, startup: StartupMessage, upstream: UpstreamConnection) -> None:
+        """Both sides are up: let the session have what they have said meanwhile."""
+        assert self.transport is not None
         parameters = {
             name.decode(errors="replace"): value.decode(errors="replace")
             for name, value in startup.parameters
@@ -191,14 +270,27 @@ class ClientConnection(asyncio.Protocol):
         self.session = Session(self._adapter, parameters, raw=_is_replication(parameters))
         self.state = State.RELAYING
         self._task = None
-        upstream.transport.write(packet)
+        self._stop_clock()
+        if self._authenticator is None and upstream.is_encrypted:
+            self.authentication = RelayedAuthentication(client_tls=self.is_encrypted)
         held, self._buffer = self._buffer, b""
+        upstream.hand_over()
         if held:
             self.data_received(held)
         if self._eof:
             self.eof_received()
         elif self.state is State.RELAYING:
             self.transport.resume_reading()
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the client has come with TLS."""
+        return False
+
+    @property
+    def end_point(self) -> bytes | None:
+        """Channel binding of the certificate that the client was shown."""
+        return None
 
     async def _cancel(self, packet: bytes) -> None:
         """Send a CancelRequest upstream; close the client only after upstream has closed.
@@ -211,6 +303,31 @@ class ClientConnection(asyncio.Protocol):
         except OSError as error:
             log.warning("cancel request not delivered to %s: %s", self._upstream_at.name, error)
         self.close()
+
+    def _timed_out(self) -> None:
+        """The client has not logged in in time; one that has not said anything gets no answer either."""
+        if self.state is State.STARTUP:
+            self._adapter.counters.connections_refused += 1
+            self.close()
+        elif self.state is not State.CLOSED:
+            self._refuse_login(timeout())
+
+    def _stop_clock(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _refuse_login(self, refused: Refusal) -> None:
+        """The client is not let in, or could not be logged in at the server."""
+        self._adapter.counters.logins_failed[refused.cause.value] += 1
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        log.log(
+            logging.ERROR if refused.cause is Cause.LOOKUP else logging.WARNING,
+            "login from %s refused: %s",
+            peer or "a unix socket",
+            refused,
+        )
+        self._end(refused.response.encode())
 
     def _refuse_client(self, reason: str) -> None:
         self._adapter.counters.connections_refused += 1
@@ -255,6 +372,7 @@ class ClientConnection(asyncio.Protocol):
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
+        self._stop_clock()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._task = None
@@ -270,12 +388,14 @@ class ClientConnection(asyncio.Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """The server's side."""
 
-    __slots__ = ("client", "transport")
+    __slots__ = ("client", "inbox", "lost", "transport")
 
     transport: asyncio.Transport
 
-    def __init__(self, client: ClientConnection) -> None:
+    def __init__(self, client: ClientConnection, inbox: Inbox | None = None) -> None:
         self.client = client
+        self.inbox = inbox  # while the proxy logs in
+        self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The server has accepted."""
@@ -288,7 +408,14 @@ class UpstreamConnection(asyncio.Protocol):
         client = self.client
         session = client.session
         if session is None or client.transport is None:
+            if self.inbox is not None:
+                self.inbox.feed(data)
             return
+        authentication = client.authentication
+        if authentication is not None:
+            data = authentication.from_server(data)
+            if authentication.over:
+                client.authentication = None
         try:
             out = session.from_server(data)
         except ProtocolViolation as violation:
@@ -320,7 +447,34 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server is gone."""
-        self.client.upstream_gone()
+        self.lost = True
+        if self.inbox is not None:
+            self.inbox.end()
+        else:
+            self.client.upstream_gone()
+
+    def hand_over(self) -> None:
+        """The login is over: let the session have what has come behind it."""
+        inbox, self.inbox = self.inbox, None
+        if inbox is None:
+            return
+        rest = inbox.rest()
+        if rest:
+            self.data_received(rest)
+        if self.lost:
+            self.client.upstream_gone()
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the server was reached with TLS."""
+        return self.transport.get_extra_info("ssl_object") is not None
+
+    @property
+    def end_point(self) -> bytes | None:
+        """Channel binding of the certificate that the server has shown; None without TLS."""
+        tls = self.transport.get_extra_info("ssl_object")
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        return end_point(certificate) if certificate is not None else None
 
 
 def _is_replication(parameters: dict[str, str]) -> bool:

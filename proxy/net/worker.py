@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from config.schema import Config
+from proxy.auth.lookup import lasting_secret
+from proxy.net.authentication import Authenticator
 from proxy.net.learner_link import LearnerLink
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
@@ -51,8 +53,18 @@ async def run(
         link = LearnerLink(learner_socket, adapter, buffer_size=config.learning.trajectory_buffer_size)
         tasks.append(asyncio.create_task(link.run()))
 
+    authenticator = await _authenticator(config)
+    if authenticator is not None:
+        tasks.append(asyncio.create_task(authenticator.watch()))
+
     def accept() -> ClientConnection:
-        connection = ClientConnection(adapter, upstream, connections.discard)
+        connection = ClientConnection(
+            adapter,
+            upstream,
+            connections.discard,
+            authenticator=authenticator,
+            authentication_timeout=config.limits.authentication_timeout,
+        )
         connections.add(connection)
         return connection
 
@@ -72,6 +84,14 @@ async def run(
             with suppress(asyncio.CancelledError):
                 await task
         metrics.flush()
+
+
+async def _authenticator(config: Config) -> Authenticator | None:
+    """Return what authenticates clients; None where that is relayed."""
+    if config.auth.mode == "relay":
+        return None
+    secret = await asyncio.to_thread(lasting_secret, config.store.path)
+    return await asyncio.to_thread(Authenticator.create, config.auth, secret)
 
 
 def _calm_garbage_collector() -> None:

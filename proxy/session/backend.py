@@ -33,6 +33,7 @@ FAILED: Final = framing.FAILED_TRANSACTION
 
 # What a server says of itself or of the session, not of the settings sent: for the client to see.
 _PREPARED_GONE: Final = frozenset({"26000", "42P05"})
+_LOGIN_REFUSED: Final = b"28"  # class "invalid authorization specification"
 _RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
 
 
@@ -326,6 +327,8 @@ class BackendStream:
         self.copy_in = False
         if fields.is_fatal:
             self.fatal = True
+            if not self.started and code[:2] == _LOGIN_REFUSED:
+                self.adapter.counters.logins_failed["server"] += 1
         cover = self._cover
         self._drop_marks(code.decode(errors="replace"))
         self._replied = ABORTED

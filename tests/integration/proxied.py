@@ -10,14 +10,18 @@ from typing import TypeVar
 
 import numpy as np
 
+from config.schema import Auth
 from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust
+from proxy.net.authentication import Authenticator
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter, Execution
 from proxy.session.counters import Counters
 
 _R = TypeVar("_R")
+
+SECRET = b"the secret behind stand-ins in tests"
 
 
 class Dictated(SearchOptimizer):
@@ -58,6 +62,8 @@ class Proxy:
         *,
         adapter: type[Adapter] = Adapter,
         listen_port: int = 0,
+        auth: Auth | None = None,
+        authentication_timeout: float = 30.0,
     ) -> None:
         self.counters = Counters()
         self.trajectories: list[Trajectory] = []
@@ -66,6 +72,8 @@ class Proxy:
         self._settings = settings
         self._adapter_type = adapter
         self._listen_port = listen_port
+        self._auth = auth or Auth()
+        self._authentication_timeout = authentication_timeout
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self.host = "127.0.0.1"
@@ -104,8 +112,19 @@ class Proxy:
         sock = socket.create_server((self.host, self._listen_port))
         self.port = sock.getsockname()[1]
 
+        authenticator = watching = None
+        if self._auth.mode == "scram":
+            authenticator = Authenticator.create(self._auth, SECRET)
+            watching = asyncio.create_task(authenticator.watch())
+
         def accept() -> ClientConnection:
-            connection = ClientConnection(self.adapter, self._upstream, self.connections.discard)
+            connection = ClientConnection(
+                self.adapter,
+                self._upstream,
+                self.connections.discard,
+                authenticator=authenticator,
+                authentication_timeout=self._authentication_timeout,
+            )
             self.connections.add(connection)
             return connection
 
@@ -113,6 +132,8 @@ class Proxy:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        if watching is not None:
+            watching.cancel()
         for connection in list(self.connections):
             connection.close()
         await asyncio.sleep(0)

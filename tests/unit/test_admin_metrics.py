@@ -23,6 +23,7 @@ STABLE = {
     "ruvector_connections_refused",
     "ruvector_injection_errors",
     "ruvector_learner_connected",
+    "ruvector_logins_failed",
     "ruvector_policy_version",
     "ruvector_proxy_overhead_seconds",
     "ruvector_queries",
@@ -73,12 +74,14 @@ def test_flush_adds_what_is_new_and_only_that() -> None:
     counters.adapted["public.items", "ef=96"] += 1
     counters.trajectories_sent, counters.trajectories_dropped, counters.injection_errors = 6, 2, 1
     counters.connections_refused = 9
+    counters.logins_failed["password"] += 2
     metrics.flush()
     found = samples(registry)
     expected = {
         "ruvector_connections_total{}": 5,
         "ruvector_connections_open{}": 1,
         "ruvector_connections_refused_total{}": 9,
+        "ruvector_logins_failed_total{cause=password}": 2,
         "ruvector_statements_total{}": 11,
         "ruvector_queries_recognised_total{table=public.items}": 4,
         "ruvector_queries_adapted_total{arm=ef=96,table=public.items}": 4,

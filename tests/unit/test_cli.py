@@ -50,6 +50,22 @@ def test_the_version_is_shown() -> None:
     assert text.startswith("ruvector-proxy ")
 
 
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+@pytest.mark.parametrize(
+    ("text", "problem"), [('"alice" secret\n', "line 1: should be"), (None, "cannot be read: No such file")]
+)
+def test_a_users_file_that_cannot_be_used_is_an_error(
+    command: str, text: str | None, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "proxy.toml").write_text('[auth]\nmode = "scram"\nusers_file = "users.txt"\n')
+    if text is not None:
+        (tmp_path / "users.txt").write_text(text)
+    code, _, error = run(command, "--config", str(tmp_path / "proxy.toml"))
+    assert code == 2
+    assert f"auth.users_file {tmp_path / 'users.txt'}:\n  {problem}" in error
+    assert "secret" not in error
+
+
 def test_check_config_shows_what_holds_without_the_password(tmp_path: Path) -> None:
     path = tmp_path / "proxy.toml"
     path.write_text('[learner]\ndsn = "postgresql://me:hunter2@h/db"\n')

@@ -42,7 +42,16 @@ OTHER_VALUES: dict[str, str] = {
     "learning.min_samples": "9",
     "learning.pattern_consolidation_interval": "1.5",
     "learning.anonymize": "true",
+    "auth.mode": "scram",
+    "auth.users_file": "/etc/users.txt",
+    "auth.query_dsn": "postgresql://lookup:pw@h/d",
+    "auth.query": "SELECT * FROM lookup.verifier($1)",
+    "auth.query_connections": "4",
+    "auth.query_timeout": "1.5",
+    "auth.query_max_age": "0",
+    "auth.relay_over_tls": "true",
     "limits.connect_timeout": "2.5",
+    "limits.authentication_timeout": "5",
     "limits.drain_timeout": "0",
     "log.level": "debug",
     "log.format": "json",
@@ -221,6 +230,31 @@ def test_the_state_directory_is_relative_to_the_file(tmp_path: Path) -> None:
     assert load(write(tmp_path, "[store]\npath = 'st'"), {}).store.path == tmp_path / "st"
     assert load(write(tmp_path, "[store]\npath = '/st'"), {}).store.path == Path("/st")
     assert load(None, {}).store.path == Path.cwd() / "state"
+
+
+def test_the_users_file_is_relative_to_the_file(tmp_path: Path) -> None:
+    text = "[auth]\nmode = 'scram'\nusers_file = 'users.txt'"
+    assert load(write(tmp_path, text), {}).auth.users_file == tmp_path / "users.txt"
+    assert load(None, {}).auth.users_file is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "remedy"),
+    [
+        ("mode = 'scram'", "auth.mode", "set auth.users_file or auth.query_dsn"),
+        ("query = 'SELECT 1'", "auth.query", "without auth.query_dsn"),
+    ],
+)
+def test_options_that_cannot_hold_together_are_an_error_with_a_remedy(
+    text: str, key: str, remedy: str, tmp_path: Path
+) -> None:
+    found = mistakes(write(tmp_path, f"[auth]\n{text}"), {})
+    assert list(found) == [key]
+    assert remedy in found[key]
+
+
+def test_a_conflict_names_the_variable_that_made_it() -> None:
+    assert list(mistakes(None, {"RUVECTOR_AUTH_MODE": "scram"})) == ["RUVECTOR_AUTH_MODE"]
 
 
 def test_tables_in_the_environment_override_the_file_key_by_key(tmp_path: Path) -> None:
