@@ -31,10 +31,13 @@ IDLE: Final = framing.IDLE
 OPEN: Final = framing.IN_TRANSACTION
 FAILED: Final = framing.FAILED_TRANSACTION
 
-# What a server says of itself or of the session, not of the settings sent: for the client to see.
 _PREPARED_GONE: Final = frozenset({"26000", "42P05"})
 _LOGIN_REFUSED: Final = b"28"  # class "invalid authorization specification"
 _RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
+"""Errors in which a server speaks of itself or of the session, not of the settings: for the client to see."""
+_INTERVENTION: Final = b"57"
+"""Class of cancellation, timeout and shutdown: meant for whatever the client is doing."""
+_FAILED_EARLIER: Final = b"25P02"
 
 
 class InsertedText:
@@ -62,13 +65,16 @@ class BackendStream:
     """Cuts, counts and filters what the server sends.  See the module's docstring."""
 
     __slots__ = (
+        "_backend_pid",
         "_blind",
         "_cover",
         "_in_force",
         "_in_force_segment",
         "_inserted",
         "_marks",
+        "_owed_error",
         "_pending",
+        "_pooled",
         "_prepared",
         "_raw",
         "_recover",
@@ -87,6 +93,7 @@ class BackendStream:
         "search_path",
         "standard_strings",
         "started",
+        "utf8",
     )
 
     def __init__(self, adapter: Adapter) -> None:
@@ -96,6 +103,7 @@ class BackendStream:
         self.copy_in = False
         self.search_path: str | None = None  # as the server reports it (PostgreSQL 18 and later)
         self.standard_strings = True  # backslashes in literals are plain, as the recogniser takes them
+        self.utf8 = True  # texts are in UTF-8, as the recogniser takes them
         self.resend = b""  # bytes for the server that a reply has called for
         self._status = IDLE
         self._pending: deque[Segment] = deque((Segment.STARTUP,))
@@ -106,11 +114,14 @@ class BackendStream:
         self._cover: Mark | None = None  # the first mark, if it is due now
         self._inserted: deque[InsertedText] = deque()
         self._prepared: set[str] = set()
+        self._backend_pid: int | None = None  # as the server has introduced itself
+        self._pooled: bool | None = None  # a pooler may change the server behind it; None: not known yet
         self._in_force: Settings = ()
         self._in_force_segment = -1
         self._suspended_portal: bytes | None = None
-        self._refusal = b""  # the server's answer to it
         self._recover: Mark | None = None  # the injection that failed in the current segment
+        self._refusal = b""  # the server's answer to it
+        self._owed_error = b""  # hit a segment of the proxy's own, but was meant for the client
         self._blind = False  # completions of the current client segment cannot be counted
         self._server_skip = 0
         self._server_tail = b""
@@ -174,6 +185,8 @@ class BackendStream:
                 forward = self._ready(data[position:end])
             elif tag == framing.DATA_ROW or tag == framing.COPY_DATA:
                 forward = False  # a row of the proxy's own SELECT
+                if self._pooled is None and cover is not None and cover.purpose is Purpose.INJECT:
+                    self._pooled = _backend_pid(data, position, end) != self._backend_pid
             else:
                 forward = self._other(tag, data, position, end)
             if forward is not True:
@@ -251,6 +264,11 @@ class BackendStream:
         self._cover = None
 
     def _add_mark(self, mark: Mark) -> None:
+        if self._marks:
+            last = self._marks[-1]
+            mark.follows_own = last.purpose is not Purpose.WATCH and (
+                last.segment == mark.segment and last.last == mark.first
+            )
         self._marks.append(mark)
         if len(self._marks) == 1:
             self._advance()
@@ -271,6 +289,8 @@ class BackendStream:
             self._inserted.popleft()
         if self._marks or self._cover is not None:
             self._advance()
+        if not own:
+            self._owed_error = b""
         if status != OPEN and self._in_force and self._in_force_segment <= segment:
             self._in_force = ()
             self._suspended_portal = None
@@ -287,8 +307,12 @@ class BackendStream:
     def transaction_ended(self) -> None:
         """Called when the server is known to be outside a transaction."""
 
+    def _retry(self, mark: Mark) -> bool:
+        """The settings of `mark` were refused: tell whether the client's own bytes are sent without them."""
+        raise NotImplementedError
+
     def _send_again(self, mark: Mark) -> None:
-        """The settings of `mark` were refused: send the client's own bytes without them."""
+        """Send the client's own bytes of a segment again, now that it is over."""
         raise NotImplementedError
 
     def _other(self, tag: int, data: bytes, position: int, end: int) -> bytes | bool:
@@ -296,13 +320,17 @@ class BackendStream:
         if tag == framing.ERROR_RESPONSE:
             return self._error(data[position:end])
         if tag == framing.NOTICE_RESPONSE:
-            return self._with_original_position(data[position:end])
+            return self._notice(data[position:end])
         if tag == framing.PARAMETER_STATUS:
             name, _, value = data[position + 5 : end - 1].partition(b"\0")
             if name == b"search_path":
                 self.search_path = value.decode(errors="replace")
             elif name == b"standard_conforming_strings":
                 self.standard_strings = value == b"on"
+            elif name == b"client_encoding":
+                self.utf8 = value in (b"UTF8", b"SQL_ASCII")
+        elif tag == framing.BACKEND_KEY_DATA and end - position >= 9:
+            self._backend_pid = _LENGTH(data, position + 5)[0]
         elif tag == framing.COPY_IN_RESPONSE:
             self._copy_in_begins()
         elif tag == framing.COPY_BOTH_RESPONSE:
@@ -317,12 +345,28 @@ class BackendStream:
             self._segment_out = self._segment_in
             self._blind = True
 
+    def _notice(self, message: bytes) -> bytes | bool:
+        """NoticeResponse: what a message of the proxy's own gives rise to is not for the client.
+
+        A message logs its duration after its completion: what comes before the first completion of the
+        proxy's is about the client's message before it, and in a text it may be the parser's.
+        """
+        cover = self._cover
+        if (
+            cover is not None
+            and cover.purpose is not Purpose.WATCH
+            and (cover.follows_own or self._replied > cover.first)
+            and not self._text_is_inserted()
+        ):
+            return (_fields(message).code or b"")[:2] == _INTERVENTION
+        return self._with_original_position(message)
+
+    def _text_is_inserted(self) -> bool:
+        return bool(self._inserted) and self._inserted[0].segment == self._segment_in
+
     def _error(self, message: bytes) -> bytes | bool:
         """ErrorResponse: nothing more is completed in this segment."""
-        try:
-            fields = ErrorResponse.decode(message[5:])
-        except ProtocolViolation:
-            fields = ErrorResponse(())  # not ours to judge: the client gets it as it is
+        fields = _fields(message)
         code = fields.code or b""
         self.copy_in = False
         if fields.is_fatal:
@@ -332,15 +376,24 @@ class BackendStream:
         cover = self._cover
         self._drop_marks(code.decode(errors="replace"))
         self._replied = ABORTED
-        if cover is not None and cover.purpose is not Purpose.WATCH:
-            if self._pending and self._pending[0] is Segment.OWN:
-                return False  # the client's next statement finds the failed transaction by itself
-            if code[:2] not in _RELAYED_CLASSES:
-                self._injection_failed(cover, code.decode(), (fields.message or b"").decode(errors="replace"))
-                if cover.replay is not None and self._nothing_sent_behind(self._segment_in):
-                    self._recover = cover
-                    self._refusal = message
-                    return False
+        if fields.is_fatal:
+            return True
+        if self._pending and self._pending[0] is Segment.OWN:
+            # The client's next statement finds the failed transaction by itself; but a cancellation was
+            # meant for that statement, and is then its answer.
+            if code[:2] == _INTERVENTION:
+                self._owed_error = message
+            return False
+        if self._owed_error and code == _FAILED_EARLIER:
+            owed, self._owed_error = self._owed_error, b""
+            return owed
+        own = cover is not None and cover.purpose is not Purpose.WATCH
+        if cover is not None and own and code[:2] not in _RELAYED_CLASSES:
+            self._injection_failed(cover, code.decode(), (fields.message or b"").decode(errors="replace"))
+            if self._retry(cover):
+                if cover.replay is not None:
+                    self._recover, self._refusal = cover, message
+                return False
         return self._with_original_position(message)
 
     def _injection_failed(self, mark: Mark, sqlstate: str, text: str) -> None:
@@ -365,22 +418,34 @@ class BackendStream:
 
     def _with_original_position(self, message: bytes) -> bytes | bool:
         """Undo the shift of an error position by text that the proxy inserted; counted in characters."""
-        if not self._inserted or self._inserted[0].segment != self._segment_in:
+        if not self._text_is_inserted():
             return True
-        kind = ErrorResponse if message[0] == framing.ERROR_RESPONSE else NoticeResponse
-        try:
-            fields = kind.decode(message[5:])
-        except ProtocolViolation:
+        fields = _fields(message)
+        if fields.position is None:
             return True
-        position = fields.position
-        if position is None:
-            return True
-        return fields.with_position(self._inserted[0].original(position)).encode()
+        return fields.with_position(self._inserted[0].original(fields.position)).encode()
 
     @property
     def at_boundary(self) -> bool:
         """True where the proxy may speak to the client: the server is not in the middle of a message."""
         return not self._server_skip
+
+
+def _fields(message: bytes) -> ErrorResponse | NoticeResponse:
+    """Return what an ErrorResponse or NoticeResponse says; nothing where it cannot be read."""
+    kind = ErrorResponse if message[0] == framing.ERROR_RESPONSE else NoticeResponse
+    try:
+        return kind.decode(message[5:])
+    except ProtocolViolation:
+        return kind(())
+
+
+def _backend_pid(data: bytes, position: int, end: int) -> int | None:
+    """Process id in the first column of a row of the proxy's own; None where it is not there."""
+    if end - position < 11:
+        return None
+    text = data[position + 11 : position + 11 + min(_LENGTH(data, position + 7)[0], 10)]
+    return int(text) if text.isdigit() else None
 
 
 def _rows(data: bytes, start: int, end: int) -> int:

@@ -20,7 +20,7 @@ Rules
 * A restoration is sent only when another statement needs it; the end of the transaction restores for free.
 * Nothing is restored while a portal is suspended: its scan may still read the setting.
 * An injection that fails in autocommit is answered by sending the client's own bytes again: it gets its
-  result.
+  result.  Once something of the segment was bound or executed before, that is no longer possible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from proxy.session.backend import FAILED, IDLE, OPEN, BackendStream, InsertedTex
 from proxy.session.replies import Mark, Purpose, Segment
 from proxy.session.will import ClientWill
 from proxy.sql import Statement, VectorQuery
+from proxy.wire import framing
 
+_MOST_HELD: Final = 1 << 20  # bytes
 UNKNOWN: Final = 0
 """Transaction state that only the server knows for now; beside `IDLE`, `OPEN` and `FAILED`."""
 
@@ -44,9 +46,11 @@ class Enforcer(BackendStream):
     """What the proxy itself sends to the server, and what is in force there."""
 
     __slots__ = (
+        "_client_tail",
         "_control_segment",
         "_disabled",
-        "_executed",
+        "_engaged",
+        "_held",
         "_injected",
         "_sent",
         "_will",
@@ -56,8 +60,10 @@ class Enforcer(BackendStream):
         super().__init__(adapter)
         self._control_segment = -1  # last segment with transaction control in it
         self._sent = 0  # completions that the current segment will have
-        self._executed = False  # the current segment has executed something
+        self._engaged = False  # the current segment has bound or executed something
         self._injected: Mark | None = None  # injection of the current segment, while it may be sent again
+        self._held = b""  # the client's own bytes of that segment, from the injection on, of earlier chunks
+        self._client_tail = b""  # an incomplete message of the client's, not sent yet
         self._disabled = False
         self._will = ClientWill(parameters)
 
@@ -71,8 +77,9 @@ class Enforcer(BackendStream):
         self._pending.append(kind)
         self._segment_out += 1
         self._sent = 0
-        self._executed = False
+        self._engaged = False
         self._injected = None
+        self._held = b""
         self._blind = False
 
     # -- choosing ----------------------------------------------------------------------------------
@@ -116,7 +123,7 @@ class Enforcer(BackendStream):
         mark.bound = bound
         self._add_mark(mark)
         self._sent += batch.completions
-        if self._state() == IDLE and not self._executed:
+        if self._state() == IDLE and not self._engaged:
             self._injected = mark
         self._in_force, self._in_force_segment = settings, self._segment_out
         bound.settings = settings
@@ -148,7 +155,7 @@ class Enforcer(BackendStream):
     def _prepare(self, kind: str, count: int) -> bytes:
         """Return the messages that prepare a statement of ours, unless the server is known to have it."""
         name = f"{kind} {count}"
-        if name in self._prepared:
+        if name in self._prepared and self._pooled is False:
             return b""
         batch = injection.preparation(kind, count)
         mark = Mark(Purpose.PREPARE, self._segment_out, self._sent, self._sent + batch.completions)
@@ -197,7 +204,37 @@ class Enforcer(BackendStream):
         self._inserted.append(InsertedText(segment, tuple(insertions)))
         return head + prefix.data + body + suffix + tail
 
-    # -- what follows ------------------------------------------------------------------------------
+    # -- settings that were refused ----------------------------------------------------------------
+
+    def _hold(self, sent: bytes) -> None:
+        """Keep what the client has sent since the injection: its Sync is still to come."""
+        self._held += sent
+        if len(self._held) > _MOST_HELD:
+            self._held = b""
+            self._injected = None
+
+    def _retry(self, mark: Mark) -> bool:
+        """Tell whether the client's own bytes can be sent again without the refused settings of `mark`.
+
+        The server skips everything up to a Sync.  Where the client's has been sent, and nothing behind it,
+        its bytes are sent again when the segment is over; where it has not, a Sync of the proxy's own ends
+        the segment now.
+        """
+        if mark.replay is not None:
+            return self._nothing_sent_behind(mark.segment)
+        if mark is not self._injected:
+            return False
+        again = self._held
+        self._end_segment(Segment.OWN)
+        self._in_force = ()
+        self._sent = sum(1 for tag, _, _ in framing.frames(again) if tag != framing.FLUSH)
+        self._engaged = True
+        self.resend += injection.SYNC + again
+        return True
+
+    def _nothing_sent_behind(self, segment: int) -> bool:
+        """Tell whether a segment could be sent again without losing the order of the client's statements."""
+        return self._segment_out == segment + 1 and self._sent == 0 and not self._client_tail
 
     def _send_again(self, mark: Mark) -> None:
         """Send the client's own bytes of a segment whose injection failed; they are one whole segment."""
@@ -205,6 +242,8 @@ class Enforcer(BackendStream):
         query = mark.replay[:1] == b"Q"
         self.resend += mark.replay
         self._end_segment(Segment.QUERY if query else Segment.EXTENDED)
+
+    # -- what is reported --------------------------------------------------------------------------
 
     def _watch(self, bound: BoundQuery, segment: int, first: int, last: int) -> None:
         mark = Mark(Purpose.WATCH, segment, first, last)

@@ -85,7 +85,7 @@ class Session(Enforcer):
             position = self._client_skip
             self._client_skip = 0
         out: list[bytes] | None = None
-        replay_from = -1
+        replay_from = position if self._injected is not None else -1
         while size - position >= 5:
             tag = data[position]
             end = position + 1 + _LENGTH(data, position + 1)[0]
@@ -101,17 +101,18 @@ class Session(Enforcer):
                     if self._injected is not first:
                         replay_from = position
                 self._sent += 1
+                self._engaged = True
             elif tag == framing.EXECUTE:
                 self.adapter.counters.statements += 1
                 if self._portals or self._in_force:
-                    if end > size:
+                    if end > size and end - position <= _HOLD:
                         break
-                    inserted = self._execute(data, position, end)
+                    inserted = self._execute(data, position, min(end, size))
                 self._sent += 1
-                self._executed = True
+                self._engaged = True
             elif tag == framing.SYNC:
-                if self._injected is not None and replay_from >= 0:
-                    self._injected.replay = data[replay_from:end]
+                if self._injected is not None:
+                    self._injected.replay = self._held + data[replay_from:end]
                 self._sync()
             elif tag == framing.DESCRIBE:
                 self._sent += 1
@@ -130,9 +131,9 @@ class Session(Enforcer):
                     out.append(replacement)
                     start = end
             elif tag == framing.CLOSE:
-                if end > size:
+                if end > size and end - position <= _HOLD:
                     break
-                self._close(data, position, end)
+                self._close(data, position, min(end, size))
                 self._sent += 1
             elif tag == framing.COPY_DONE or tag == framing.COPY_FAIL:
                 self.copy_in = False
@@ -147,11 +148,14 @@ class Session(Enforcer):
                 start = position
             if end > size:
                 self._client_skip = end - size
+                self._injected = None  # too long to be kept for sending again
                 position = size
                 break
             position = end
         if position < size:
             self._client_tail = data[position:]
+        if self._injected is not None:
+            self._hold(data[replay_from:position])
         if out is None:
             return data if position == size else data[:position]
         out.append(data[start:position])
@@ -165,9 +169,6 @@ class Session(Enforcer):
             self._will.transaction_ended()
         if self._portals and not self._pending and not self._sent:
             self._portals.clear()
-
-    def _nothing_sent_behind(self, segment: int) -> bool:
-        return self._segment_out == segment + 1 and self._sent == 0 and not self._client_tail
 
     @property
     def is_idle(self) -> bool:
@@ -296,13 +297,18 @@ class Session(Enforcer):
         started = perf_counter()
         bound = self.adapter.bind(query, ())
         settings = self._settings_for(bound)
-        if settings and (query.completions_before is None or self._state() not in (IDLE, OPEN)):
-            counters.left_alone["position" if query.completions_before is None else "pipeline"] += 1
+        text = data[position + 5 : end - 1]
+        # Positions in errors are counted in characters, by an encoding that the proxy may not know.
+        countable = self.utf8 or text[: query.start].isascii()
+        if settings and (query.completions_before is None or not countable):
+            counters.left_alone["position"] += 1
+            settings = ()
+        elif settings and self._state() not in (IDLE, OPEN):
+            counters.left_alone["pipeline"] += 1
             settings = ()
         restored = b""
         if self._in_force and (self._in_force != settings or statement.count > 1):
             restored = self._restore_in_own_segment()
-        text = data[position + 5 : end - 1]
         replacement = self._with_settings(text, statement, query, settings, bound)
         bound.overhead = perf_counter() - started
         self._end_segment(Segment.QUERY)
@@ -327,6 +333,8 @@ class Session(Enforcer):
         if statement.transaction in _ENDS_SCOPE:
             self._in_force = ()  # it ends what the settings were local to
             self._suspended_portal = None
+        if statement.controls_transaction and statement.transaction is None:
+            self._prepared.clear()  # DO, CALL, or a text that was not read: they may have dropped them
         if statement.drops_prepared:
             self._prepared.clear()
             kept = {name: known for name, known in self._statements.items() if known.controls_transaction}

@@ -19,6 +19,9 @@ Rules
 * Function names are qualified: a client's search_path must not redirect them.
 * Names and values come from the learner; `valid_settings` refuses what is not plainly a name or a value.
 * Replies are counted in *completions* (see proxy.session.replies).
+* A pooler such as pgbouncer may give every transaction another server, on which nothing is prepared.  It is
+  known by the process id, which is not the one that it has told the client; then the statement is prepared
+  anew with each use.
 """
 
 from __future__ import annotations
@@ -68,8 +71,11 @@ def _statement_name(kind: str, count: int) -> bytes:
 
 
 def _inject_sql(count: int) -> str:
-    """SELECT that saves the old value of each setting and then sets it; $1, $2 = first name and value."""
-    columns = []
+    """SELECT that saves the old value of each setting and then sets it; $1, $2 = first name and value.
+
+    Its first column tells which server process has answered.
+    """
+    columns = ["pg_catalog.pg_backend_pid()"]
     for i in range(count):
         name, value = f"${2 * i + 1}", f"${2 * i + 2}"
         columns.append(

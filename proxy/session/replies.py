@@ -61,6 +61,7 @@ class Mark:
         "bound",
         "first",
         "first_byte",
+        "follows_own",
         "last",
         "prepares",
         "purpose",
@@ -75,6 +76,7 @@ class Mark:
         self.first = first
         self.last = last
         self.bound: BoundQuery | None = None
+        self.follows_own = False  # what comes directly before it is the proxy's own, too
         self.sent_at = 0.0  # WATCH: perf_counter when the statement left
         self.first_byte = 0.0  # WATCH: perf_counter at the first reply, 0 before
         self.prepares: str | None = None  # PREPARE: name of what will be prepared

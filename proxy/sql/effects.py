@@ -50,7 +50,6 @@ _COMPLETIONS: Final = {
     "variable_set_stmt": 1,
     "variable_show_stmt": 2,
 }
-_CHANGES: Final = frozenset({"insert_stmt", "update_stmt", "delete_stmt", "merge_stmt"})
 
 
 @dataclass(slots=True)
@@ -93,14 +92,13 @@ def effects_of(statements: Sequence[pb.RawStmt], *, look_for_set_config: bool) -
 def completions(statement: pb.RawStmt) -> int | None:
     """Return how many RowDescription and CommandComplete messages a statement sends in the simple protocol.
 
-    None where it depends on more than the text: COPY, CALL, EXECUTE, and whatever is not listed.
+    None where it depends on more than the text: COPY, CALL, EXECUTE, changes of data (a rule may add a
+    SELECT to them), and whatever is not listed.
     """
     kind = statement.stmt.WhichOneof("node")
     node = inner(statement.stmt)
     if isinstance(node, pb.SelectStmt):
         return 1 if _leftmost(node).HasField("into_clause") else 2
-    if node is not None and kind in _CHANGES:
-        return 2 if node.HasField("returning_clause") else 1
     if isinstance(node, pb.FetchStmt):
         return 1 if node.ismove else 2
     return _COMPLETIONS.get(kind or "")

@@ -61,7 +61,14 @@ FLUSH = message("H")
 class RawClient:
     """One connection; `address` is (host, port) or the path of a unix socket."""
 
-    def __init__(self, address: tuple[str, int] | str, database: str, user: str, **parameters: str) -> None:
+    def __init__(
+        self,
+        address: tuple[str, int] | str,
+        database: str,
+        user: str,
+        protocol: tuple[int, int] = (3, 0),
+        **parameters: str,
+    ) -> None:
         if isinstance(address, str):
             self.socket = socket.socket(socket.AF_UNIX)
         else:
@@ -69,12 +76,16 @@ class RawClient:
         self.socket.settimeout(10)
         self.socket.connect(address)
         self._buffer = b""
-        body = struct.pack("!I", 3 << 16)
+        body = struct.pack("!HH", *protocol)
         for name, value in {"user": user, "database": database, **parameters}.items():
             body += name.encode() + b"\0" + value.encode() + b"\0"
         body += b"\0"
         self.socket.sendall(struct.pack("!I", len(body) + 4) + body)
-        self.greeting = self.until_ready()
+        try:
+            self.greeting = self.until_ready()
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> RawClient:
         return self
@@ -105,7 +116,11 @@ class RawClient:
         """Return all messages up to the `count`-th ReadyForQuery."""
         messages: list[Message] = []
         while count:
-            messages.append(self.receive())
+            try:
+                messages.append(self.receive())
+            except EOFError as error:
+                error.add_note(f"after {messages}")
+                raise
             if messages[-1][0] == "Z":
                 count -= 1
         return messages
@@ -113,6 +128,11 @@ class RawClient:
     def run(self, *messages: bytes, ready: int = 1) -> list[Message]:
         self.send(*messages)
         return self.until_ready(ready)
+
+    @property
+    def key(self) -> bytes:
+        """Return process id and secret, as a CancelRequest carries them."""
+        return next(body for tag, body in self.greeting if tag == "K")
 
     def silent(self) -> bool:
         """Tell whether nothing more comes (for a tenth of a second)."""

@@ -1,23 +1,20 @@
 """In every situation the settings are in force for exactly one statement, and nobody can tell.
 
-An HNSW scan without iteration returns at most ef_search rows.  The table has more, the LIMIT is higher: the number
-of rows returned *is* the ef_search that was in force.  The default is 40; the proxy dictates 77.
+The number of rows tells which ef_search was in force: see tests.integration.pair.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from bench.embedded import EmbeddedPostgres
+from tests.integration.pair import DEFAULT, DICTATED, LITERAL, SETTINGS, SQL, VECTOR, B, E, P, Pair, unrowed
 from tests.integration.proxied import Proxy
 from tests.integration.raw import (
     FLUSH,
     SYNC,
-    Message,
     RawClient,
     bind,
     close,
@@ -32,94 +29,9 @@ from tests.integration.raw import (
 
 pytestmark = pytest.mark.integration
 
-DEFAULT, DICTATED = 40, 77
-VECTOR = "[0.1,0.2,0.3]"
-SQL = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 500"
-LITERAL = f"SELECT id FROM items ORDER BY embedding <-> '{VECTOR}' LIMIT 500"
-
-
-@pytest.fixture(scope="module")
-def items(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """Return a database with a table of 600 vectors and an HNSW index, which is always used.
-
-    The table is small: the planner would rather sort it.
-    """
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE injection STRATEGY file_copy")
-        connection.execute("ALTER DATABASE injection SET enable_seqscan = off")
-    with psycopg.connect(postgres.dsn("injection"), autocommit=True) as connection:
-        connection.execute("CREATE TABLE items (id int PRIMARY KEY, category int, embedding vector(3))")
-        connection.execute(
-            "INSERT INTO items SELECT i, i % 3, ARRAY[sin(i), cos(i * 1.7), sin(i * 0.3)]::vector "
-            "FROM generate_series(1, 600) i"
-        )
-        connection.execute("CREATE INDEX ON items USING hnsw (embedding vector_l2_ops)")
-        connection.execute("VACUUM ANALYZE items")
-    yield "injection"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute("DROP DATABASE injection WITH (FORCE)")
-
-
-@pytest.fixture(scope="module")
-def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
-    with Proxy(postgres.host, postgres.port) as proxy:
-        yield proxy
-
-
-class Pair:
-    """The same conversation direct (with ef_search = 77 by the server's own means) and through the proxy."""
-
-    def __init__(self, postgres: EmbeddedPostgres, proxy: Proxy, database: str) -> None:
-        self.proxied = RawClient((proxy.host, proxy.port), database, postgres.user)
-        self.direct = RawClient(f"{postgres.host}/.s.PGSQL.{postgres.port}", database, postgres.user)
-
-    def both(self, *messages: bytes, ready: int = 1) -> tuple[list[Message], list[Message]]:
-        return self.direct.run(*messages, ready=ready), self.proxied.run(*messages, ready=ready)
-
-    def same(self, *messages: bytes, ready: int = 1) -> list[Message]:
-        """Run on both; the replies must be equal to the byte."""
-        direct, proxied = self.both(*messages, ready=ready)
-        assert proxied == direct
-        return proxied
-
-    def adapted(self, *messages: bytes, ready: int = 1, times: int = 1) -> list[Message]:
-        """Run on both: the same kinds of message but for the rows, of which there are 40 and 77."""
-        direct, proxied = self.both(*messages, ready=ready)
-        assert rows(direct) == times * DEFAULT
-        assert rows(proxied) == times * DICTATED
-        assert unrowed(proxied) == unrowed(direct)
-        return proxied
-
-    def setting(self) -> bytes:
-        """Return ef_search as the client behind the proxy sees it, as the server says it."""
-        return first_values(self.proxied.run(query("SHOW hnsw.ef_search")))[0]
-
-
-def unrowed(messages: list[Message]) -> list[Message]:
-    """Return the messages without rows and row counts."""
-    return [
-        (tag, b"SELECT" if tag == "C" and body.startswith(b"SELECT") else body)
-        for tag, body in messages
-        if tag != "D"
-    ]
-
-
-@pytest.fixture
-def pair(postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> Iterator[Pair]:
-    proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
-    pair = Pair(postgres, proxy, items)
-    with pair.direct, pair.proxied:
-        pair.same(query(LITERAL.replace("500", "1") + " OFFSET 0 -- loads pgvector"))
-        yield pair
-
 
 def binary(*components: float) -> bytes:
     return struct.pack(f"!HH{len(components)}f", len(components), 0, *components)
-
-
-P = parse(SQL)
-B = bind(VECTOR.encode())
-E = execute()
 
 
 class TestAutocommit:
@@ -303,9 +215,9 @@ class TestClientsOwnWill:
         assert rows(pair.same(P, B, E, SYNC)) == 55
         pair.same(query("COMMIT"))
 
-    def test_startup_option_wins(self, postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> None:
-        proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
-        address = (proxy.host, proxy.port)
+    def test_startup_option_wins(self, postgres: EmbeddedPostgres, dictating: Proxy, items: str) -> None:
+        dictating.dictate(SETTINGS)
+        address = (dictating.host, dictating.port)
         with RawClient(address, items, postgres.user, options="-c hnsw.ef_search=55") as client:
             assert rows(client.run(P, B, E, SYNC)) == 55
 
@@ -340,19 +252,27 @@ class TestErrors:
     @pytest.mark.parametrize("settings", [(("hnsw.ef_search", "0"),), (("no_such_setting", "1"),)])
     @pytest.mark.parametrize("messages", [(P, B, E, SYNC), (query(LITERAL),)])
     def test_refused_settings_cost_the_client_nothing(
-        self, pair: Pair, proxy: Proxy, settings: tuple[tuple[str, str], ...], messages: tuple[bytes, ...]
+        self, pair: Pair, dictating: Proxy, settings: tuple[tuple[str, str], ...], messages: tuple[bytes, ...]
     ) -> None:
-        before = proxy.counters.injection_errors
-        proxy.dictate(settings)
+        before = dictating.counters.injection_errors
+        dictating.dictate(settings)
         assert rows(pair.same(*messages)) == DEFAULT
-        assert proxy.counters.injection_errors == before + 1
+        assert dictating.counters.injection_errors == before + 1
         assert rows(pair.same(*messages)) == DEFAULT
-        assert proxy.counters.injection_errors == before + 1  # switched off
-        proxy.call(proxy.adapter._switched_off.clear)
+        assert dictating.counters.injection_errors == before + 1  # switched off
+        dictating.call(dictating.adapter._switched_off.clear)
 
     def test_statements_of_the_proxys_dropped_behind_its_back(self, pair: Pair) -> None:
         pair.adapted(P, B, E, SYNC)
         pair.same(query("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))
+        pair.adapted(P, B, E, SYNC)
+        pair.same(
+            query(
+                "CREATE FUNCTION pg_temp.drop() RETURNS void LANGUAGE plpgsql AS "
+                "$$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"
+            )
+        )
+        pair.same(query("SELECT pg_temp.drop()"))  # nothing in the text tells
         assert rows(pair.both(P, B, E, SYNC)[1]) == DEFAULT  # the client's own bytes, sent again
         pair.adapted(P, B, E, SYNC)
 
@@ -367,22 +287,24 @@ class TestByteByByte:
         assert pair.setting() == b"40"
 
 
-def test_connection_that_never_loaded_pgvector(postgres: EmbeddedPostgres, proxy: Proxy, items: str) -> None:
+def test_connection_that_never_loaded_pgvector(
+    postgres: EmbeddedPostgres, dictating: Proxy, items: str
+) -> None:
     """A setting made before the library is loaded is a placeholder, which the library then takes over."""
-    proxy.dictate((("hnsw.ef_search", str(DICTATED)),))
+    dictating.dictate(SETTINGS)
     for messages in ((P, B, E, SYNC), (query(LITERAL),)):
-        with RawClient((proxy.host, proxy.port), items, postgres.user) as client:
+        with RawClient((dictating.host, dictating.port), items, postgres.user) as client:
             replies = client.run(*messages)
             assert rows(replies) == DICTATED
             assert "N" not in tags(replies)
             assert first_values(client.run(query("SHOW hnsw.ef_search")))[0] == b"40"
 
 
-def test_trajectories_tell_what_happened(pair: Pair, proxy: Proxy) -> None:
-    proxy.trajectories.clear()
+def test_trajectories_tell_what_happened(pair: Pair, dictating: Proxy) -> None:
+    dictating.trajectories.clear()
     pair.adapted(P, B, E, SYNC)
     pair.adapted(query(LITERAL))
-    extended, simple = proxy.trajectories
+    extended, simple = dictating.trajectories
     assert extended.template == simple.template
     for trajectory in (extended, simple):
         assert (trajectory.k, trajectory.offset, trajectory.rows) == (500, 0, DICTATED)

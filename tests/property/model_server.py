@@ -13,6 +13,7 @@ import struct
 from proxy.wire import framing
 
 DEFAULT_EF = "40"
+PID = b"4711"
 _SET_LOCAL = re.compile(r"SET LOCAL ([a-z_.]+)='([^']*)'")
 _SET_CONFIG = re.compile(r"set_config\('hnsw.ef_search', ('[^']*'|nullif)")
 
@@ -154,7 +155,9 @@ class ModelServer:
             self._local["saved"] = self._local.get(name, "")
             self._local[name] = value
         head = b"" if extended else message("T", struct.pack("!H", 0))
-        return head + message("D", struct.pack("!H", 0)) + message("C", b"SELECT 1\0")
+        columns = 0 if restoring else 1
+        pid = struct.pack("!I", len(PID)) + PID
+        return head + message("D", struct.pack("!H", columns) + columns * pid) + message("C", b"SELECT 1\0")
 
     def _fail(self, code: str, *, extended: bool) -> bytes:
         self._skipping = extended

@@ -7,6 +7,7 @@ adapts every vector query.  Portions are cut at random on both sides, and replie
 from __future__ import annotations
 
 import random
+import struct
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,12 +18,20 @@ from proxy.session.counters import Counters
 from proxy.session.frontend import Session
 from tests.integration.proxied import Dictated
 from tests.integration.raw import SYNC, bind, describe, execute, parse, query
-from tests.property.model_server import DEFAULT_EF, ModelServer, message
+from tests.property.model_server import DEFAULT_EF, PID, ModelServer, message
 
 VECTOR = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 3"
 LITERAL = "SELECT id FROM items ORDER BY embedding <-> '[1,2]' LIMIT 3"
 OTHER = "SELECT hnsw"
-GREETING = message("R", b"\0\0\0\0") + message("Z", b"I")
+
+
+def greeting(pid: int) -> bytes:
+    return message("R", b"\0\0\0\0") + message("K", struct.pack("!II", pid, 0)) + message("Z", b"I")
+
+
+DIRECT = greeting(int(PID))
+POOLED = greeting(1)
+"""A pooler introduces itself with a process id that is not the server's."""
 
 
 def run_extended(sql: str, *values: bytes) -> bytes:
@@ -63,11 +72,11 @@ SEGMENT = st.one_of(
 )
 
 
-def make_session(arm: Settings) -> Session:
+def make_session(arm: Settings, hello: bytes = DIRECT) -> Session:
     adapter = Adapter(Counters())
     adapter.swap(Dictated(arm), 1)
     session = Session(adapter, {"user": "u", "database": "d"})
-    assert session.from_server(GREETING) == GREETING
+    assert session.from_server(hello) == hello
     return session
 
 
@@ -116,11 +125,15 @@ def portions(data: bytes, chance: random.Random) -> list[bytes]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(segments=st.lists(SEGMENT, max_size=8), seed=st.integers(0, 1 << 30))
-def test_the_client_sees_what_it_would_have_seen(segments: list[bytes], seed: int) -> None:
+@given(
+    segments=st.lists(SEGMENT, max_size=8),
+    seed=st.integers(0, 1 << 30),
+    hello=st.sampled_from([DIRECT, POOLED]),
+)
+def test_the_client_sees_what_it_would_have_seen(segments: list[bytes], seed: int, hello: bytes) -> None:
     direct = ModelServer()
     expected = b"".join(direct.receive(segment) for segment in segments)
-    session = make_session((("hnsw.ef_search", "77"),))
+    session = make_session((("hnsw.ef_search", "77"),), hello)
     seen, server = converse(session, segments, random.Random(seed))
     assert seen == expected
     assert [sql for sql, _ in server.log] == [sql for sql, _ in direct.log]
