@@ -46,7 +46,7 @@ def _shown(byte: bytes) -> str:
     """Write one byte of a message for an error."""
     if not byte:
         return "0x00"
-    return byte.decode() if 0x21 <= byte[0] <= 0x7E else f"0x{byte[0]:02x}"
+    return f"'{byte.decode()}'" if 0x21 <= byte[0] <= 0x7E else f"0x{byte[0]:02x}"
 
 
 class _Attributes:
