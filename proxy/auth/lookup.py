@@ -6,8 +6,8 @@ login costs the same whatever the file holds.
 
 The query runs on side connections of its own, a few at most, with a search_path that nobody but us sets
 (pgbouncer's CVE-2025-12819: a client's search_path reached the query there).  Answers, "no such user"
-included, are kept for seconds, and forgotten at once when a login with them fails: a changed password works
-at the second attempt at the latest.  Several clients that ask for the same user share one query.
+included, are kept for seconds, and forgotten when a login with them fails: a changed password works at the
+second attempt, or a second later.  Several clients that ask for the same user share one query.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import secrets
+import stat
 import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS: Final = 1.0
 _MAX_CACHED: Final = 10_000  # users
+_LEAST_AGE_SECONDS: Final = 1.0  # for which an answer is good even where logins fail
 _IDLE_SECONDS: Final = 60.0  # after which a side connection is closed
 _SECRET_BYTES: Final = 32
 _SETTINGS: Final = {"search_path": "pg_catalog, pg_temp", "application_name": "ruvector-proxy auth"}
@@ -131,6 +133,8 @@ class UsersFile:
         if seen == self._seen:
             return
         first, self._seen = not self._seen, seen
+        if len(seen) > 1 and status.st_mode & stat.S_IROTH:
+            log.warning("auth.users_file %s can be read by everybody: chmod o-r", self._path)
         try:
             users = read_users(self._path)
         except UsersFileError as error:
@@ -214,8 +218,13 @@ class AuthQuery:
             self._answers.popitem(last=False)
 
     def forget(self, name: bytes) -> None:
-        """Ask again the next time: the answer has not led to a login."""
-        self._answers.pop(name, None)
+        """Ask again the next time: the answer has not led to a login.
+
+        Not sooner than a second after the last question, so that guessing does not load the server.
+        """
+        known = self._answers.get(name)
+        if known is not None and time.monotonic() - known[0] >= _LEAST_AGE_SECONDS:
+            del self._answers[name]
 
     async def _ask(self, name: bytes) -> tuple[User | None, str | None]:
         try:

@@ -198,15 +198,13 @@ class TestByQuery:
             connection.execute(f"ALTER ROLE {changing_role} {change}")
         assert self.lets_in(by_query, changing_role) is allowed
 
-    def test_a_changed_password_works_at_the_second_attempt_at_the_latest(
+    def test_a_changed_password_works_soon(
         self, postgres: EmbeddedPostgres, by_query: Proxy, changing_role: str
     ) -> None:
         assert self.lets_in(by_query, changing_role)
         with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
             connection.execute(f"ALTER ROLE {changing_role} PASSWORD 'changed'")
-        assert self.lets_in(by_query, changing_role, "changed") or self.lets_in(
-            by_query, changing_role, "changed"
-        )
+        assert eventually(lambda: self.lets_in(by_query, changing_role, "changed"), 3.0)
         assert not self.lets_in(by_query, changing_role)
 
     def test_an_md5_password_is_named_in_the_log_only(

@@ -67,6 +67,15 @@ class TestUsersFile:
         assert caplog.text.count("nobody in it can log in") == 1
         assert "pencil" not in caplog.text
 
+    @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True)])
+    def test_one_that_everybody_can_read_is_reported(
+        self, mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "users.txt").write_text('"alice" "pencil"')
+        (tmp_path / "users.txt").chmod(mode)
+        UsersFile(tmp_path / "users.txt", STAND_INS).refresh()
+        assert ("can be read by everybody" in caplog.text) is warned
+
     def test_strangers_get_the_iterations_that_are_usual(self, tmp_path: Path) -> None:
         line = f'"{{}}" "{VERIFIER.encode()}"\n'
         file = self.file(tmp_path, line.format("a") + line.format("b") + '"c" "pencil"')
@@ -127,12 +136,14 @@ class TestAuthQuery:
 
         asyncio.run(run())
 
-    def test_an_answer_is_remembered_until_it_is_forgotten(self) -> None:
+    def test_an_answer_is_remembered_until_it_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def run() -> None:
             query = Answers()
             for _ in range(3):
                 assert await query.find(b"a") == (None, None)
+                query.forget(b"a")  # too soon: guessing must not load the server
             assert query.asked == ["a"]
+            monkeypatch.setattr("proxy.auth.lookup._LEAST_AGE_SECONDS", 0.0)
             query.forget(b"a")
             await query.find(b"a")
             assert query.asked == ["a", "a"]
