@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration bench-proxy clean
+.PHONY: help demo test lint types unit integration bench-proxy bench-index clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -41,6 +41,9 @@ integration: $(DEV) ## tests against the embedded PostgreSQL
 
 bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
 	@$(BIN)/python -m bench.relay
+
+bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which query, at what price
+	@$(BIN)/python -m bench.index_choice
 
 clean: ## remove what was built, measured and installed here
 	rm -rf .venv .demo demo-results build dist *.egg-info

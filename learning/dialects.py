@@ -9,9 +9,15 @@ range (`available`).  pgvector is the dialect that is tested against a real serv
 - "as is" comes first and sets nothing: what the user has is measured like everything else.
 - One ordered ladder per index: ``ef_search`` (HNSW) or ``probes`` (IVFFlat) in geometric steps.  Recall
   grows with effort, and a step of about a quarter costs at most a quarter too much.  An HNSW scan returns
-  at most ``ef_search`` rows, so no rung lies below the largest k.
+  at most ``ef_search`` rows, so no rung lies below the smallest k, and the largest k is a rung itself; the
+  optimizer raises what is too little for a query's own k.
 - Filtered templates get fewer rungs and iterative scans, strict and relaxed, which go on until k rows pass.
-- With both kinds of index each arm also carries the setting that steers the planner to its own.
+  Unfiltered ones get them where they can matter: with IVFFlat, whose lists may hold fewer than k rows, and
+  for a k above the range of ``ef_search``.
+- With both kinds of index each arm also carries what steers the planner to its own.  `STEERINGS` are two:
+  "soft" makes the other index look dear and leaves the planner its exact plans; "firm" also takes these
+  away (without a sort only an index in the right order is left), for small tables and high efforts, where
+  the planner would rather sort.  Which one is needed, EXPLAIN says.
 - "exact" comes last: without index scans the planner is left with a bitmap or sequential scan and a sort.
 
 Plans and settings: the server may keep a *generic* plan for a prepared statement, and then a setting that
@@ -106,10 +112,14 @@ _STEERING: Mapping[str, tuple[str, int]] = {
 AS_IS = Arm("as is", (), "as-is")
 """The user's own settings."""
 
+STEERINGS = ("soft", "firm")
+"""Ways to make the planner take an arm's index rather than the other one, the gentlest first."""
+
 _CUSTOM_PLAN: Settings = (("plan_cache_mode", "force_custom_plan"),)
 _ITERATIVE = ".iterative_scan"
 _EF_RUNGS = (10, 14, 20, 28, 40, 50, 64, 80, 100, 128, 160, 200, 256, 320, 400, 512, 640, 800, 1000)
 _ITERATIVE_EF = (40, 100, 200)
+_MANY_ROWS_EF = (200, 400, 1000)  # of an iterative scan for a k above the range of ef_search
 _FILTERED_EF = (40, 100, 200, 400, 800)
 
 
@@ -121,6 +131,8 @@ class IndexInfo:
     method: str  # access method: "hnsw" | "ivfflat" | ...
     opclass_operator: str = ""
     definition: str = ""
+    oid: int = 0
+    filenode: int = 0  # of the file on disk: REINDEX and TRUNCATE change it
     lists: int | None = None  # IVFFlat only
     m: int | None = None  # HNSW only
     ef_construction: int | None = None  # HNSW only
@@ -131,7 +143,9 @@ def ladder(
     *,
     filtered: bool,
     max_k: int,
+    min_k: int | None = None,
     available: Mapping[str, tuple[float, float]] | None = None,
+    steering: str = "soft",
 ) -> tuple[Arm, ...]:
     """Return the arms worth measuring, "as is" first and "exact" last.
 
@@ -141,23 +155,32 @@ def ladder(
         The vector indexes that can serve the query.  Without one only "as is" and "exact" remain.
     filtered
         The template has filter slots.
-    max_k
-        The largest LIMIT + OFFSET seen: no HNSW rung lies below it.
+    max_k, min_k
+        The largest and the smallest LIMIT + OFFSET seen (by default the same): no HNSW rung lies below the
+        smallest.
     available
         Live ``pg_settings``: name -> (min, max).  Arms that need an absent setting are left out and rungs
         outside a range are dropped.  A setting that takes words may carry any range.  None: pgvector's
         documented ranges.
+    steering
+        One of `STEERINGS`; without a choice between indexes it does not matter.
     """
     arms = [AS_IS]
     methods = sorted({index.method for index in indexes})
+    least = max_k if min_k is None else min(min_k, max_k)
     for method in methods:
         of_method = [index for index in indexes if index.method == method]
         plan = _CUSTOM_PLAN if filtered else ()
-        if {"hnsw", "ivfflat"} <= set(methods) and method in _STEERING:
-            plan = (*_CUSTOM_PLAN, *_steering(method, available))
-        arms += _index_arms(of_method, method, plan, filtered, max_k, available)
+        if is_contested(indexes) and method in _STEERING:
+            plan = (*_CUSTOM_PLAN, *_steering(method, available, firm=steering == "firm"))
+        arms += _index_arms(of_method, method, plan, filtered, (least, max_k), available)
     arms.append(Arm("exact", (*_CUSTOM_PLAN, ("enable_indexscan", "off")), "exact"))
     return tuple(arms)
+
+
+def is_contested(indexes: Sequence[IndexInfo]) -> bool:
+    """Tell whether the planner has a choice between indexes that settings can turn."""
+    return set(_STEERING) <= {index.method for index in indexes}
 
 
 def effort_setting(arm: Arm) -> str | None:
@@ -176,14 +199,17 @@ def row_limit(arm: Arm) -> int | None:
     return arm.effort or None
 
 
-def _steering(method: str, available: Mapping[str, tuple[float, float]] | None) -> Settings:
-    """Return the setting by which the planner prefers this method's index to the other's.
+def _steering(method: str, available: Mapping[str, tuple[float, float]] | None, *, firm: bool) -> Settings:
+    """Return the settings by which the planner prefers this method's index to the other's.
 
     HNSW's estimated cost grows with ef_search and IVFFlat's with probes, so the other index is made dear.
     """
     name, value = _STEERING[method]
     low, high = _range(name, available)
-    return ((name, str(round(min(value, high)))),) if low <= high else ()
+    if low > high:
+        return ()
+    other = (name, str(round(min(value, high))))
+    return (other, ("enable_sort", "off")) if firm else (other,)
 
 
 def _index_arms(
@@ -191,30 +217,30 @@ def _index_arms(
     method: str,
     plan: Settings,
     filtered: bool,
-    max_k: int,
+    ks: tuple[int, int],
     available: Mapping[str, tuple[float, float]] | None,
 ) -> list[Arm]:
     if method not in _EFFORT:
         return []
     setting, kind = _EFFORT[method]
     low, high = _range(setting, available)
+    iterative: Sequence[int]
     if kind == "hnsw":
-        rungs, iterative, prefix = _ef_rungs(max_k, filtered), list(_ITERATIVE_EF), "ef"
+        rungs, prefix = _ef_rungs(*ks, filtered=filtered), "ef"
+        iterative = _ITERATIVE_EF if filtered else _MANY_ROWS_EF if ks[1] > high else ()
     else:
         lists = max((index.lists for index in indexes if index.lists), default=None)
         rungs, prefix = _probe_rungs(lists), "probes"
         if filtered:
             rungs = rungs[::2]
-        iterative = [rungs[0], rungs[len(rungs) // 2]]
+        iterative = (rungs[0], rungs[len(rungs) // 2])
     arms = [
         Arm(f"{prefix}={rung}", (*plan, (setting, str(rung))), kind, rung)
         for rung in rungs
         if low <= rung <= high
     ]
-    if filtered:
-        efforts = [effort for effort in iterative if low <= effort <= high]
-        arms += _iterative_arms(setting, kind, prefix, plan, efforts, available)
-    return arms
+    efforts = [effort for effort in iterative if low <= effort <= high]
+    return arms + _iterative_arms(setting, kind, prefix, plan, efforts, available)
 
 
 def _iterative_arms(
@@ -257,13 +283,14 @@ def _range(setting: str, available: Mapping[str, tuple[float, float]] | None) ->
     return _ABSENT
 
 
-def _ef_rungs(max_k: int, filtered: bool) -> list[int]:
-    """Return increasing ef_search values, none below max_k, itself a rung where the next is far above."""
+def _ef_rungs(min_k: int, max_k: int, *, filtered: bool) -> list[int]:
+    """Return increasing ef_search values from min_k on; min_k and max_k are rungs where the next is far."""
     rungs = _FILTERED_EF if filtered else _EF_RUNGS
-    kept = [ef for ef in rungs if ef >= max_k]
-    if max_k >= rungs[0] and (not kept or kept[0] > 1.1 * max_k):
-        kept.insert(0, max_k)
-    return kept
+    kept = {ef for ef in rungs if ef >= min_k}
+    for k in (min_k, max_k):
+        if k >= rungs[0] and not any(k <= ef <= 1.1 * k for ef in kept):
+            kept.add(k)
+    return sorted(kept)
 
 
 def _probe_rungs(lists: int | None) -> list[int]:

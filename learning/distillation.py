@@ -32,6 +32,7 @@ from learning.calibration import Goal, Queries
 from learning.contexts import Limits, bucket, judge, judge_filtered
 from learning.curves import Caution, Evidence, costs, evidence, ladders
 from learning.density import Sketch, SketchData
+from learning.dialects import row_limit
 from learning.records import Arm, ContextPolicy, Label, QueryPolicy, Template, TemplatePolicy, Trust
 
 OptimizeFor = Literal["recall", "balanced", "latency"]
@@ -276,6 +277,8 @@ def _query_policy(
     known = _evidence(seen, arms, options)
     cost = costs(known.ms, ladders(arms))
     cost[[i for i, arm in enumerate(arms) if arm.kind == "exact" and cost[i] > options.max_exact_ms]] = np.inf
+    k = seen[0].k
+    cost[[i for i, arm in enumerate(arms) if (row_limit(arm) or k) < k]] = np.inf  # too few rows
     if sum(np.isfinite(cost[i]) for i, arm in enumerate(arms) if arm.effort) < 2:
         return None, 0, "too few arms to choose from"
     euclidean = template.operator == _EUCLIDEAN

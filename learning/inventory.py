@@ -7,8 +7,9 @@ the template's own search_path and its role's settings, `confirm` finds out
 - that no row-level security applies to anything that the plan reads, and no volatile function is called;
 - which valid vector indexes on the column serve the query's operator;
 - the types of the parameters, and the table's statistics on the filtered column;
-- which arms do what they are meant to do, by EXPLAIN: an index arm uses an index of its method, the exact arm
-  none.
+- which arms do what they are meant to do, by EXPLAIN for several queries of the template (small and large k,
+  different filter values): an index arm uses an index of its method, the exact arm none.  Where two indexes
+  compete, the planner is steered in the way (`dialects.STEERINGS`) that gets most arms what they want.
 
 The answer is `Confirmed` or `Rejected`; a rejection carries its reason in words, for people to read.  With a
 filter the plan depends on the value, and an index arm whose plan uses no vector index at all is still a fair
@@ -25,7 +26,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import asyncpg
@@ -33,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learning.binding import BindingError, Bound, ParameterType, parameter_types
-from learning.dialects import IndexInfo, ladder
+from learning.dialects import STEERINGS, IndexInfo, is_contested, ladder
 from learning.distillation import TableFacts
 from learning.plans import Plan
 from learning.probe import apply, snapshot
@@ -66,6 +67,8 @@ class Confirmed:
     types: tuple[ParameterType, ...]  # of the probe's parameters
     settings: Settings  # of the application's session: its role's settings, then the search_path
     relation: int  # OID
+    used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm.name -> vector indexes that its plan scanned in some query, for people to read."""
 
     def with_sketch(self, sketch: NDArray[np.float32] | None) -> Confirmed:
         """Return the same with a sample of the table's vectors."""
@@ -92,7 +95,13 @@ class _RejectError(Exception):
 
 
 async def confirm(
-    session: Session, template: Template, sample: Trajectory, *, max_k: int
+    session: Session,
+    template: Template,
+    sample: Trajectory,
+    *,
+    max_k: int,
+    min_k: int | None = None,
+    witnesses: Sequence[Trajectory] = (),
 ) -> Confirmed | Rejected:
     """Ask the server about a template.
 
@@ -100,8 +109,10 @@ async def confirm(
     ----------
     sample
         A recent query of the template; EXPLAIN gets its values.
-    max_k
-        The largest LIMIT + OFFSET for which the arms are to be fit.
+    max_k, min_k
+        The largest and smallest (default: the largest) LIMIT + OFFSET for which the arms are to be fit.
+    witnesses
+        Further recent queries, of other k or filter values: an arm must do what it should for each.
 
     Raises
     ------
@@ -122,7 +133,10 @@ async def confirm(
             plan = await explain(session, template, arguments)  # also makes the server load the extension
             await _reject_protected(session, plan, relation)
             indexes = await _indexes(session, template, relation)
-            arms = await _arms(session, template, relation.schema, indexes, max_k, arguments)
+            seen = [arguments]
+            seen += [await session.binder.bind(template, types, witness) for witness in witnesses]
+            ks = (max_k if min_k is None else min_k, max_k)
+            arms, used = await _Arms(session, template, relation.schema, indexes, seen).confirm(ks)
             facts = await _facts(session, template, relation, types)
     except (*DISCONNECTED, *TRANSIENT):
         raise
@@ -130,7 +144,7 @@ async def confirm(
         return Rejected(str(error), table)
     except asyncpg.PostgresError as error:
         return Rejected(f"the learner's role cannot measure it: {error}", table)
-    return Confirmed(facts, tuple(indexes), arms, types, settings, relation.oid)
+    return Confirmed(facts, tuple(indexes), arms, types, settings, relation.oid, used)
 
 
 async def explain(session: Session, template: Template, arguments: Sequence[Bound]) -> Plan:
@@ -233,52 +247,81 @@ def _index(row: Mapping[str, Any]) -> IndexInfo:
         lists=numbers.get("lists", 100 if row["method"] == "ivfflat" else None),  # pgvector's default
         m=numbers.get("m"),
         ef_construction=numbers.get("ef_construction"),
+        oid=row["oid"],
+        filenode=row["filenode"],
     )
 
 
-async def _arms(
-    session: Session,
-    template: Template,
-    schema: str,
-    indexes: Sequence[IndexInfo],
-    max_k: int,
-    arguments: Sequence[Bound],
-) -> tuple[Arm, ...]:
-    """Return the arms that come out as intended for these arguments."""
-    ranges = await session.catalog(_RANGES)
-    available = {r["name"]: (_bound(r["min_val"], -math.inf), _bound(r["max_val"], math.inf)) for r in ranges}
-    filtered = any(slot.role is SlotRole.FILTER for slot in template.slots)
-    rows = await session.catalog(_VECTOR_INDEXES, list(VECTOR_METHODS))
-    methods = {(row["schema"], row["name"]): row["method"] for row in rows}
-    mine = {(schema, index.name) for index in indexes}
-    arms = []
-    for arm in ladder(indexes, filtered=filtered, max_k=max_k, available=available):
-        used = await _vector_indexes_used(session, template, arguments, arm.settings, methods)
-        if _as_intended(arm, mine, used, methods, filtered=filtered):
-            arms.append(arm)
-    if not any(arm.kind == "exact" for arm in arms):
-        raise _RejectError(
-            "the exact search cannot be had: the plan uses a vector index even with enable_indexscan = off"
-        )
-    if len(arms) <= 2:
-        raise _RejectError("the plan does not use the vector index under any setting")
-    return tuple(arms)
+class _Arms:
+    """The arms of one template, tried by EXPLAIN with the arguments of several queries."""
 
+    def __init__(
+        self,
+        session: Session,
+        template: Template,
+        schema: str,
+        indexes: Sequence[IndexInfo],
+        queries: Sequence[Sequence[Bound]],
+    ) -> None:
+        self._session = session
+        self._template = template
+        self._indexes = indexes
+        self._queries = queries
+        self._mine = {(schema, index.name) for index in indexes}
+        self._filtered = any(slot.role is SlotRole.FILTER for slot in template.slots)
+        self._methods: dict[tuple[str, str], str] = {}
 
-async def _vector_indexes_used(
-    session: Session,
-    template: Template,
-    arguments: Sequence[Bound],
-    settings: Settings,
-    methods: Mapping[tuple[str, str], str],
-) -> set[tuple[str, str]]:
-    """Return the vector indexes that the plan under `settings` scans; the settings are gone afterwards."""
-    savepoint = session.connection.transaction()
-    await savepoint.start()
-    await apply(session, settings)
-    plan = await explain(session, template, arguments)
-    await savepoint.rollback()
-    return {index for index in plan.indexes if index in methods}
+    async def confirm(self, ks: tuple[int, int]) -> tuple[tuple[Arm, ...], dict[str, tuple[str, ...]]]:
+        """Return the arms that come out as intended, and the indexes that each was seen to use."""
+        rows = await self._session.catalog(_VECTOR_INDEXES, list(VECTOR_METHODS))
+        self._methods = {(row["schema"], row["name"]): row["method"] for row in rows}
+        ranges = await self._session.catalog(_RANGES)
+        available = {
+            r["name"]: (_bound(r["min_val"], -math.inf), _bound(r["max_val"], math.inf)) for r in ranges
+        }
+        best: dict[Arm, tuple[str, ...]] = {}
+        for steering in STEERINGS if is_contested(self._indexes) else STEERINGS[:1]:
+            wanted = ladder(
+                self._indexes,
+                filtered=self._filtered,
+                min_k=ks[0],
+                max_k=ks[1],
+                available=available,
+                steering=steering,
+            )
+            good = await self._as_intended(wanted)
+            if len(good) > len(best):
+                best = good
+            if len(good) == len(wanted):
+                break
+        if not any(arm.kind == "exact" for arm in best):
+            raise _RejectError(
+                "the exact search cannot be had: the plan uses a vector index even with "
+                "enable_indexscan = off"
+            )
+        if len(best) <= 2:
+            raise _RejectError("the plan does not use the vector index under any setting")
+        return tuple(best), {arm.name: names for arm, names in best.items()}
+
+    async def _as_intended(self, arms: Sequence[Arm]) -> dict[Arm, tuple[str, ...]]:
+        """Return the arms that do what they should for every query, with the indexes used."""
+        good: dict[Arm, tuple[str, ...]] = {}
+        for arm in arms:
+            seen = [await self._indexes_used(arguments, arm.settings) for arguments in self._queries]
+            if all(
+                _as_intended(arm, self._mine, used, self._methods, filtered=self._filtered) for used in seen
+            ):
+                good[arm] = tuple(sorted({name for used in seen for _, name in used}))
+        return good
+
+    async def _indexes_used(self, arguments: Sequence[Bound], settings: Settings) -> set[tuple[str, str]]:
+        """Return the vector indexes that the plan under `settings` scans; the settings do not stay."""
+        savepoint = self._session.connection.transaction()
+        await savepoint.start()
+        await apply(self._session, settings)
+        plan = await explain(self._session, self._template, arguments)
+        await savepoint.rollback()
+        return {index for index in plan.indexes if index in self._methods}
 
 
 def _as_intended(
@@ -363,7 +406,8 @@ JOIN pg_namespace n ON n.nspname = r.s JOIN pg_class c ON c.relnamespace = n.oid
 WHERE c.relrowsecurity LIMIT 1
 """
 _INDEXES = """
-SELECT c.relname AS name, m.amname AS method, i.indisvalid AND i.indisready AS valid,
+SELECT c.oid::int8 AS oid, coalesce(pg_relation_filenode(c.oid), 0)::int8 AS filenode, c.relname AS name,
+       m.amname AS method, i.indisvalid AND i.indisready AS valid,
        coalesce(c.reloptions, '{}') AS options, pg_get_indexdef(c.oid) AS definition,
        ARRAY(SELECT DISTINCT p.oprname FROM pg_opclass k JOIN pg_amop o ON o.amopfamily = k.opcfamily
              JOIN pg_operator p ON p.oid = o.amopopr
@@ -374,7 +418,7 @@ WHERE i.indrelid = $1::text::oid AND m.amname = ANY ($3::text[])
        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::text::oid
          AND d.refobjsubid = $2::text::int4))
-ORDER BY 1
+ORDER BY c.relname
 """
 _VECTOR_INDEXES = """
 SELECT n.nspname AS schema, c.relname AS name, m.amname AS method FROM pg_class c

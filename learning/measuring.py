@@ -168,7 +168,14 @@ class Measuring:
         assert state.sample is not None
         session = await self._upstream.session(state.template.database)
         started = time.perf_counter()
-        answer = await confirm(session, state.template, state.sample, max_k=state.max_k)
+        answer = await confirm(
+            session,
+            state.template,
+            state.sample,
+            max_k=state.max_k,
+            min_k=state.min_k,
+            witnesses=state.witnesses(),
+        )
         self._spent(time.perf_counter() - started)
         now = time.monotonic()
         if state.phase is Phase.OFF:  # while the server was asked

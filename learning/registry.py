@@ -38,6 +38,7 @@ BACKLOG = 100  # queries kept of a new template until the server was asked about
 _FIRST_RECHECK, _LAST_RECHECK = 2.0, 600.0
 _RECHECK_CONFIRMED = 300.0
 _COMMON = 0.05  # share of the traffic from which a k counts
+_WITNESSES, _LOOKED_AT = 4, 200  # queries shown to EXPLAIN, out of the latest
 
 
 class Phase(enum.Enum):
@@ -89,6 +90,25 @@ class TemplateState:
         common = [k for k, count in self.ks.items() if count >= _COMMON * total]
         return max(common, default=self.sample.k + self.sample.offset if self.sample else 1)
 
+    @property
+    def min_k(self) -> int:
+        """The smallest LIMIT + OFFSET with such a share, never above `max_k`."""
+        total = sum(self.ks.values())
+        common = [k for k, count in self.ks.items() if count >= _COMMON * total]
+        return min(common, default=self.max_k)
+
+    def witnesses(self) -> list[Trajectory]:
+        """Return a few recent queries as different as can be, for EXPLAIN: by k, then by filter values."""
+        recent = list(self.backlog) if self.tracker is None else self.tracker.get_recent(_LOOKED_AT)
+        found: dict[object, Trajectory] = {}
+        for trajectory in recent:
+            found[trajectory.k + trajectory.offset, trajectory.values] = trajectory
+        ordered = sorted(found.values(), key=lambda t: t.k + t.offset)
+        if len(ordered) <= _WITNESSES:
+            return ordered
+        step = (len(ordered) - 1) / (_WITNESSES - 1)
+        return [ordered[round(i * step)] for i in range(_WITNESSES)]
+
     def due(self, now: float) -> bool:
         """Tell whether the server should be asked (again) about the template."""
         return self.phase is not Phase.OFF and self.sample is not None and now >= self.recheck_at
@@ -126,12 +146,12 @@ class TemplateState:
                 self.rename_context(hashed, context)
 
     def _note_k(self, k: int, now: float) -> None:
-        before = self.max_k
+        before = self.min_k, self.max_k
         self.ks[k] += 1
         if len(self.ks) > 64:
             self.ks = Counter({k: count // 2 for k, count in self.ks.items() if count > 1})
-        if self.max_k > before and self.confirmed is not None:
-            self.recheck_at = min(self.recheck_at, now + 1.0)  # the ladder has to begin higher
+        if (self.max_k > before[1] or self.min_k < before[0]) and self.confirmed is not None:
+            self.recheck_at = min(self.recheck_at, now + 1.0)  # the ladder has to reach from one to the other
 
     def add_label(self, label: Label, trajectory: Trajectory) -> None:
         """Take note of one measured query."""

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from learning.dialects import DIALECTS, IndexInfo, effort_setting, ladder, row_limit
+from learning.dialects import DIALECTS, STEERINGS, IndexInfo, effort_setting, ladder, row_limit
 
 HNSW = IndexInfo("a", "hnsw")
 IVF = IndexInfo("b", "ivfflat", lists=100)
@@ -41,10 +41,28 @@ def test_no_plain_hnsw_arm_returns_fewer_rows_than_the_largest_k(max_k: int) -> 
 
 
 def test_above_the_range_of_ef_search_only_scans_without_a_row_limit_are_left() -> None:
-    assert [arm.name for arm in ladder([HNSW], filtered=False, max_k=1001)] == ["as is", "exact"]
-    names = [arm.name for arm in ladder([HNSW], filtered=True, max_k=1001)]
-    assert "strict ef=100" in names
-    assert not any(name.startswith("ef=") for name in names)
+    for filtered, scan in ((True, "strict ef=100"), (False, "strict ef=1000")):
+        arms = ladder([HNSW], filtered=filtered, max_k=1001)
+        assert scan in [arm.name for arm in arms]
+        assert all(row_limit(arm) is None for arm in arms)
+
+
+def test_ladder_reaches_from_the_smallest_k_to_the_largest() -> None:
+    plain = [arm for arm in ladder([HNSW], filtered=False, min_k=3, max_k=450) if arm.effort]
+    efforts = [arm.effort for arm in plain]
+    assert efforts[0] == 10  # the least rung: below it nothing is saved
+    assert 450 in efforts
+    assert efforts == sorted(set(efforts))
+    assert all(row_limit(arm) is not None for arm in plain)  # no need to go on
+
+
+def test_firm_steering_takes_the_exact_plans_away_and_soft_does_not() -> None:
+    for steering, sort in zip(STEERINGS, (None, "off"), strict=True):
+        arms = ladder([HNSW, IVF], filtered=False, max_k=10, steering=steering)
+        assert {dict(arm.settings).get("enable_sort") for arm in arms if arm.effort} == {sort}
+        assert all(CUSTOM in arm.settings for arm in arms if arm.effort)
+    alone = [ladder([HNSW], filtered=False, max_k=10, steering=steering) for steering in STEERINGS]
+    assert alone[0] == alone[1]  # there is nothing to steer
 
 
 def test_efforts_rise_in_steps_of_at_most_a_half() -> None:
@@ -82,9 +100,14 @@ def test_with_both_indexes_each_arm_steers_the_planner_to_its_own() -> None:
 
 
 def test_probes_end_at_the_number_of_lists() -> None:
-    efforts = [arm.effort for arm in ladder([IVF], filtered=False, max_k=10) if arm.effort]
+    arms = [arm for arm in ladder([IVF], filtered=False, max_k=10) if arm.effort]
+    efforts = [arm.effort for arm in arms if arm.name.startswith("probes")]
     assert efforts[0] == 1
     assert efforts[-1] == 100
+    assert [arm.name for arm in arms if arm not in arms[: len(efforts)]] == [
+        "relaxed probes=1",
+        "relaxed probes=16",
+    ]
 
 
 def test_settings_absent_from_the_server_are_not_used() -> None:
