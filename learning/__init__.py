@@ -11,6 +11,7 @@ Pure (no input, no output, no clock, seeded), in the order in which evidence bec
     lookup          a per-query policy, evaluated                    optimizer   what a query gets
     schedule        what to measure next                             budget      and how much of it
     audit           recall of what was really served                 policy      when to distil and publish
+    advice          what a person could change                       drift       what has changed since
 
 In touch with the world:
 

@@ -139,14 +139,16 @@ async def measure(
         truth, exact_ms = await runner.run(exact.settings)
         if plan.warm and exact_ms < _REPEAT_BELOW_MS:
             _, exact_ms = await runner.run(exact.settings)
-        results = {exact.name: ArmResult(1.0, len(truth), exact_ms)}
+        results = {exact.name: ArmResult(1.0, len(truth), exact_ms, distinct(truth))}
         perfect: set[object] = set()
         for arm in arms:
             needless = plan.leave_out(arm, exact_ms) or (_ladder(arm) in perfect and not plan.thorough)
             if arm.name in results or (needless and arm.name != trajectory.arm):
                 continue
             distances, ms = await runner.run(arm.settings)
-            result = results[arm.name] = ArmResult(recall(truth, distances, k), len(distances), ms)
+            result = results[arm.name] = ArmResult(
+                recall(truth, distances, k), len(distances), ms, distinct(distances)
+            )
             if result.recall >= 1.0 and arm.effort:
                 perfect.add(_ladder(arm))
     label = Label(
@@ -209,6 +211,15 @@ def number(distance: float | str) -> float:
     """Return a distance as a float that can be compared; NaN is larger than everything, as in PostgreSQL."""
     value = float(distance)
     return math.inf if math.isnan(value) else value
+
+
+def distinct(distances: Sequence[float]) -> int:
+    """Count distances that differ by more than rounding: copies of one vector have the same."""
+    ordered = sorted(distances)
+    return sum(
+        i == 0 or not distance <= ordered[i - 1] + _TOLERANCE * max(1.0, abs(distance))
+        for i, distance in enumerate(ordered)
+    )
 
 
 def recall(truth: Sequence[float], found: Sequence[float], k: int) -> float:

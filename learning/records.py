@@ -116,6 +116,7 @@ class ArmResult(msgspec.Struct, frozen=True, array_like=True):
     recall: float
     rows: int
     ms: float
+    distinct: int = -1  # rows with a distance of their own; -1 unknown
 
 
 class Label(msgspec.Struct, frozen=True):

@@ -4,10 +4,14 @@ Signals, each in [0, 1]:
 
 recall        measured by a probe of this very query, else the trajectory's own estimate.
 completeness  rows returned of the rows asked for; an index scan that filters afterwards falls short silently.
-latency       1 up to the expected latency, falling with its ratio to it beyond (half as good at twice as
-slow). feedback      share of the rated results that were relevant, where a user said so.
+diversity     share of the returned rows with a distance of their own, from the probe.
+latency       1 up to the expected latency, beyond it falling with the ratio (twice as slow: half as good).
+feedback      share of the rated results that were relevant, where a user said so; a relevant row that the
+              search should have returned and did not counts against it.
 
-A diversity score would need the returned rows' vectors, which the proxy does not keep; it is not pretended.
+What diversity can and cannot say: the proxy keeps no result vectors, but a probe returns the distances of
+the served arm's rows.  Copies of one document have equal distances, different ones practically never do, so
+the score finds a result list that is full of duplicates.  It cannot tell near-duplicates from variety.
 
 Signals that are missing do not count: the score is the mean of those present, and the confidence says how
 much they are worth together.  Recall was measured, feedback was said, completeness is a fact: they weigh
@@ -24,12 +28,17 @@ from learning.records import Label, Trajectory
 
 
 class Recommendation(enum.StrEnum):
-    """What would help, in words that a person and a metric can use."""
+    """What would help this query, in words that a person and a metric can use.
+
+    What a template or table as a whole suggests is in `learning.advice`.
+    """
 
     RAISE_EFFORT = "raise effort"
     SCAN_FURTHER = "iterative or exact search: the filter leaves too few rows"
     CHECK_INDEX = "check the index: recall is low even at the highest effort measured"
     FASTER_ARM = "an arm that keeps the recall is faster"
+    DUPLICATES = "many results are copies of one another: remove duplicate rows or group by document"
+    MISSED = "rows that a user calls relevant were missed by the index: more recall is needed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class Feedback:
 
     relevant: int
     irrelevant: int
+    missed: int = 0  # relevant, near enough to be among the k, and not returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +70,10 @@ class Verdict:
     recommendations: tuple[Recommendation, ...]
 
 
-_WEIGHT = {"recall": 0.5, "feedback": 0.4, "completeness": 0.2, "latency": 0.1}
+_WEIGHT = {"recall": 0.5, "feedback": 0.4, "completeness": 0.2, "diversity": 0.1, "latency": 0.1}
 """How much each signal adds to the confidence, which is 1 at most."""
 
+_DUPLICATED = 0.5  # diversity below which duplicates are worth a word
 _GOOD_SHARE = 0.8  # of the served latency: an arm must beat it clearly to be recommended
 
 
@@ -113,14 +124,18 @@ class VerdictEngine:
         if known.latency_ms is not None and known.latency_ms > 0.0:
             scores["latency"] = min(1.0, known.latency_ms / max(trajectory.latency_ms, 1e-9))
         if feedback is not None and feedback.relevant + feedback.irrelevant > 0:
-            scores["feedback"] = feedback.relevant / (feedback.relevant + feedback.irrelevant)
+            good = max(0, feedback.relevant - feedback.missed)
+            scores["feedback"] = good / (feedback.relevant + feedback.irrelevant)
+        diversity = _diversity(trajectory, label)
+        if diversity is not None:
+            scores["diversity"] = diversity
         score = sum(scores.values()) / len(scores) if scores else 0.0
         return Verdict(
             success=bool(scores) and score > self._threshold,
             confidence=min(1.0, sum(_WEIGHT[name] for name in scores)),
             score=score,
             scores=scores,
-            recommendations=tuple(_recommend(trajectory, label, known, scores)),
+            recommendations=tuple(_recommend(trajectory, label, known, scores, feedback)),
         )
 
 
@@ -128,6 +143,13 @@ def _recall(trajectory: Trajectory, label: Label | None) -> float | None:
     if label is not None and trajectory.arm in label.results:
         return label.results[trajectory.arm].recall
     return trajectory.recall_estimate
+
+
+def _diversity(trajectory: Trajectory, label: Label | None) -> float | None:
+    served = label.results.get(trajectory.arm) if label is not None else None
+    if served is None or served.distinct < 0 or served.rows < 2:
+        return None
+    return (served.distinct - 1) / (served.rows - 1)
 
 
 def _completeness(trajectory: Trajectory, label: Label | None, known: Expectation) -> float | None:
@@ -145,9 +167,17 @@ def _completeness(trajectory: Trajectory, label: Label | None, known: Expectatio
 
 
 def _recommend(
-    trajectory: Trajectory, label: Label | None, known: Expectation, scores: dict[str, float]
+    trajectory: Trajectory,
+    label: Label | None,
+    known: Expectation,
+    scores: dict[str, float],
+    feedback: Feedback | None,
 ) -> Collection[Recommendation]:
     found: list[Recommendation] = []
+    if feedback is not None and feedback.missed:
+        found.append(Recommendation.MISSED)
+    if scores.get("diversity", 1.0) < _DUPLICATED:
+        found.append(Recommendation.DUPLICATES)
     if scores.get("completeness", 1.0) < 1.0:
         found.append(Recommendation.SCAN_FURTHER)
     recall = scores.get("recall")

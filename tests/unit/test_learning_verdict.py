@@ -109,3 +109,23 @@ def test_a_much_faster_arm_of_the_same_recall_is_recommended() -> None:
 def test_the_threshold_is_a_share() -> None:
     with pytest.raises(ValueError, match="success_threshold"):
         VerdictEngine(1.5)
+
+
+def test_copies_of_one_document_lower_the_diversity_and_are_named() -> None:
+    def found(distinct: int) -> Label:
+        results = {"ef=40": ArmResult(1.0, 10, 2.0, distinct), "exact": ArmResult(1.0, 10, 30.0, 10)}
+        return Label("t", "10", 0.0, None, 10, 10, results, "ef=40", True)
+
+    varied, copies = (VerdictEngine().judge(SERVED, found(n)) for n in (10, 1))
+    assert varied.scores["diversity"] == 1.0
+    assert varied.recommendations == ()
+    assert copies.scores["diversity"] == 0.0
+    assert copies.recommendations == (Recommendation.DUPLICATES,)
+    assert copies.score < varied.score
+    assert "diversity" not in VerdictEngine().judge(SERVED, probed((1.0, 2.0))).scores  # not measured
+
+
+def test_a_relevant_row_that_was_missed_counts_against_the_search() -> None:
+    verdict = VerdictEngine().judge(SERVED, None, None, Feedback(relevant=4, irrelevant=0, missed=2))
+    assert verdict.scores["feedback"] == 0.5
+    assert verdict.recommendations == (Recommendation.MISSED,)
