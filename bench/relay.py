@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,37 +29,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres, free_port
+from bench.pooler import pgbouncer, wait_for_port
 
 TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
-
-
-@contextmanager
-def pgbouncer(server: EmbeddedPostgres, directory: Path) -> Iterator[int | None]:
-    """Run pgbouncer in session mode before `server`; yield its port, or None where it is not installed."""
-    program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
-    if program is None:
-        yield None
-        return
-    port = free_port()
-    users = directory / "users.txt"
-    users.write_text(f'"{server.user}" ""\n')
-    settings = directory / "pgbouncer.ini"
-    settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server.port}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
-        f"auth_type = trust\nauth_file = {users}\npool_mode = session\n"
-        "max_client_conn = 300\ndefault_pool_size = 250\n"
-    )
-    directory.chmod(0o755)
-    command = [program, "-q", str(settings)]
-    if os.geteuid() == 0:
-        command[1:1] = ["-u", "nobody"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            wait_for_port(port)
-            yield port
-        finally:
-            process.terminate()
 
 
 @contextmanager
@@ -82,17 +50,6 @@ def proxy(server: EmbeddedPostgres, directory: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-
-
-def wait_for_port(port: int, seconds: float = 20.0) -> None:
-    """Return when something listens on a local port; raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f"nothing listens on port {port} after {seconds:g} s")
 
 
 def measure(server: EmbeddedPostgres, port: int, mode: str, clients: int, seconds: float) -> float:
@@ -123,7 +80,7 @@ def main() -> int:
         init = [str(server.bin("pgbench")), "-i", "-q", "-s", "5", "-h", server.host, "-p", str(server.port)]
         subprocess.run([*init, "-U", server.user, "postgres"], check=True, capture_output=True)
         ways: dict[str, int | None] = {"direct": server.port}
-        ways["pgbouncer"] = stack.enter_context(pgbouncer(server, directory))
+        ways["pgbouncer"] = stack.enter_context(pgbouncer(server, directory, "session"))
         ways["proxy"] = stack.enter_context(proxy(server, directory))
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("pgbench -S", total=options.rounds * len(cases) * len(ways))
