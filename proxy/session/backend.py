@@ -38,6 +38,8 @@ _RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
 _INTERVENTION: Final = b"57"
 """Class of cancellation, timeout and shutdown: meant for whatever the client is doing."""
 _FAILED_EARLIER: Final = b"25P02"
+_INVALID_NAME: Final = b"42602"
+"""Of the warning with which a library that is being loaded drops a setting that it does not know."""
 
 
 class InsertedText:
@@ -70,6 +72,7 @@ class BackendStream:
         "_cover",
         "_in_force",
         "_in_force_segment",
+        "_injected_last",
         "_inserted",
         "_marks",
         "_owed_error",
@@ -118,6 +121,7 @@ class BackendStream:
         self._pooled: bool | None = None  # a pooler may change the server behind it; None: not known yet
         self._in_force: Settings = ()
         self._in_force_segment = -1
+        self._injected_last: Settings = ()
         self._suspended_portal: bytes | None = None
         self._recover: Mark | None = None  # the injection that failed in the current segment
         self._refusal = b""  # the server's answer to it
@@ -359,7 +363,20 @@ class BackendStream:
             and not self._text_is_inserted()
         ):
             return (_fields(message).code or b"")[:2] == _INTERVENTION
+        if self._injected_last and self._drops_a_setting(_fields(message)):
+            return False
         return self._with_original_position(message)
+
+    def _drops_a_setting(self, fields: ErrorResponse | NoticeResponse) -> bool:
+        """Tell whether a notice says that a setting of ours is unknown, and switch its template off."""
+        text = (fields.message or b"").decode(errors="replace")
+        if fields.code != _INVALID_NAME or not any(name in text for name, _ in self._injected_last):
+            return False
+        for mark in self._marks:
+            if mark.bound is not None:
+                self.adapter.switch_off(mark.bound, _INVALID_NAME.decode(), text)
+                break
+        return True
 
     def _text_is_inserted(self) -> bool:
         return bool(self._inserted) and self._inserted[0].segment == self._segment_in

@@ -126,7 +126,7 @@ class Enforcer(BackendStream):
         if self._state() == IDLE and not self._engaged:
             self._injected = mark
         self._in_force, self._in_force_segment = settings, self._segment_out
-        bound.settings = settings
+        bound.settings = self._injected_last = settings
         self._count_adapted(bound)
         return out + batch.data
 
@@ -186,7 +186,7 @@ class Enforcer(BackendStream):
         if state == IDLE and query.index == 0:
             mark.replay = injection.query_message(text)
         self._add_mark(mark)
-        bound.settings = settings
+        bound.settings = self._injected_last = settings
         self._count_adapted(bound)
         self._watch(bound, segment, mark.last, mark.last + 2)
         head, body, tail = text[: query.start], text[query.start : query.end], text[query.end :]
