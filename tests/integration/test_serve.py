@@ -23,6 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres, free_port
+from tests.integration.logins import Talk
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -163,6 +164,29 @@ def test_the_server_may_be_behind_a_unix_socket_and_the_learner_off(
         assert served.pids("learner") == []
     assert "learner: off (no learner.dsn)" in served.log
     assert "ERROR" not in served.log
+
+
+def test_the_proxy_authenticates_clients_itself_in_every_worker(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Also the made-up salts are the same, whichever worker answers, and after a restart."""
+    (tmp_path / "users.txt").write_text(f'"postgres" "{PASSWORD}"\n')
+    more = '[workers]\ncount = 2\n[auth]\nmode = "scram"\nusers_file = "users.txt"\n'
+    salts = set()
+    for _ in range(2):
+        with serving(tmp_path, tcp(postgres), more) as served:
+            served.wait_ready()
+            until(lambda: all(served.pids(f"worker {number}") for number in (1, 2)))
+            for _ in range(8):
+                with served.connect(password=PASSWORD) as connection:
+                    assert connection.execute("SELECT 1").fetchone() == (1,)
+                with Talk(("127.0.0.1", served.port), "nobody", "postgres") as talk:
+                    salts.add(talk.challenge()["s"])
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                served.connect(password="wrong")
+            until(lambda: served.metric("ruvector_logins_failed_total") == 1)
+    assert len(salts) == 1
+    assert (tmp_path / "state" / "auth-secret").stat().st_size == 32
 
 
 def test_a_killed_learner_costs_no_client_an_error(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
