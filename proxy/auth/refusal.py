@@ -96,8 +96,7 @@ def relayed_binding() -> Refusal:
     """Return the answer to a client that insists on channel binding between two legs of TLS."""
     message = (
         b"ruvector-proxy: SCRAM cannot be relayed between two encrypted connections to a client that "
-        b"supports "
-        b"channel binding"
+        b"supports channel binding"
     )
     hint = (
         'Set auth.mode = "scram" with auth.users_file or auth.query_dsn in the proxy, or encrypt only one of '

@@ -154,46 +154,49 @@ class Server:
 
     def _header(self, message: bytes) -> int:
         """Check the GS2 header and return its length."""
-        flag, end = message[:1], 1
-        if flag in (b"n", b"y"):
-            if self._bound:
-                raise refusal.malformed(
-                    "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel "
-                    "binding data."
-                )
-            if flag == b"y" and self._end_point is not None:
-                # Somebody took -PLUS out of the offer (RFC 5802, section 6).
-                raise refusal.binding(
-                    "SCRAM channel binding negotiation error",
-                    "The client supports SCRAM channel binding but thinks the server does not.  However, "
-                    "this "
-                    "server does support channel binding.",
-                )
-        elif flag == b"p":
-            if not self._bound:
-                raise refusal.malformed(
-                    "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message "
-                    "includes "
-                    "channel binding data."
-                )
-            attributes = _Attributes(message)
-            name = attributes.value(b"p")
-            if name != binding.NAME:
-                shown = "".join(chr(x) if 0x21 <= x <= 0x7E else "?" for x in name)
-                raise refusal.violation(f'unsupported SCRAM channel-binding type "{shown}"')
-            end = attributes.position - 1
-        else:
-            raise refusal.malformed(f'Unexpected channel-binding flag "{_shown(flag)}".')
-        if message[end : end + 1] != b",":
-            raise refusal.malformed(
-                f'Comma expected, but found character "{_shown(message[end : end + 1])}".'
-            )
-        following = message[end + 1 : end + 2]
+        position = self._flag(message)
+        following = message[position : position + 1]
         if following == b"a":
             raise refusal.unsupported("client uses authorization identity, but it is not supported")
         if following != b",":
             raise refusal.malformed(f'Unexpected attribute "{_shown(following)}" in client-first-message.')
-        return end + 2
+        return position + 1
+
+    def _flag(self, message: bytes) -> int:
+        """Check the flag for channel binding and return where the header goes on."""
+        flag = message[:1]
+        if flag == b"p":
+            return self._bind(message)
+        if flag not in (b"n", b"y"):
+            raise refusal.malformed(f'Unexpected channel-binding flag "{_shown(flag)}".')
+        if self._bound:
+            raise refusal.malformed(
+                "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel "
+                "binding data."
+            )
+        if flag == b"y" and self._end_point is not None:
+            # Somebody took -PLUS out of the offer (RFC 5802, section 6).
+            raise refusal.binding(
+                "SCRAM channel binding negotiation error",
+                "The client supports SCRAM channel binding but thinks the server does not.  However, this "
+                "server does support channel binding.",
+            )
+        if message[1:2] != b",":
+            raise refusal.malformed(f'Comma expected, but found character "{_shown(message[1:2])}".')
+        return 2
+
+    def _bind(self, message: bytes) -> int:
+        if not self._bound:
+            raise refusal.malformed(
+                "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes"
+                " channel binding data."
+            )
+        attributes = _Attributes(message)
+        name = attributes.value(b"p")
+        if name != binding.NAME:
+            shown = "".join(chr(x) if 0x21 <= x <= 0x7E else "?" for x in name)
+            raise refusal.violation(f'unsupported SCRAM channel-binding type "{shown}"')
+        return attributes.position
 
     def final(self, user: bytes, message: bytes) -> bytes:
         """Return server-final for client-final; `user` is for the error.

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -25,9 +26,18 @@ class Talk:
     """A client that says what it is told, up to and behind the end of authentication."""
 
     def __init__(
-        self, address: tuple[str, int], user: str | None, database: str, version: int = 3 << 16
+        self,
+        address: tuple[str, int],
+        user: str | None,
+        database: str,
+        version: int = 3 << 16,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.socket = socket.create_connection(address, timeout=10)
+        if tls is not None:
+            self.send(struct.pack("!II", 8, 80877103))
+            assert self.socket.recv(1) == b"S"
+            self.socket = tls.wrap_socket(self.socket)
         parameters = {"user": user, "database": database}
         pairs = "".join(f"{name}\0{value}\0" for name, value in parameters.items() if value is not None)
         body = struct.pack("!I", version) + pairs.encode() + b"\0"
