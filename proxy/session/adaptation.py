@@ -136,6 +136,7 @@ class Adapter:
         self.observe: Callable[[str, str, str, float, float], None] = _ignore_observation
         self.injection_failed: Callable[[str, str, str], None] = _ignore_failure
         self._recogniser = Recogniser()
+        self.accepted: set[Settings] = set()  # by the server, once at least
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))
         self._version = 0
@@ -223,9 +224,16 @@ class Adapter:
         if bound.k > 0:
             self.record(Execution(bound, outcome, time.time()))
 
+    def accept(self, bound: BoundQuery) -> None:
+        """The server has not refused the settings tried for a query, unless `switch_off` was told so."""
+        if bound.settings:
+            self.accepted.add(bound.settings)
+
     def switch_off(self, bound: BoundQuery, sqlstate: str, message: str) -> None:
         """The server refused the settings: leave this template alone until the process restarts."""
         self.counters.injection_errors += 1
+        self.accepted.discard(bound.settings)
+        bound.settings = ()
         self._switched_off.add(bound.query.template.key)
         self.injection_failed(bound.query.template.key, sqlstate, message)
 

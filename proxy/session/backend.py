@@ -18,6 +18,7 @@ from typing import Final
 
 from learning.records import Settings
 from proxy.session.adaptation import Adapter, Outcome
+from proxy.session.injection import REFUSED
 from proxy.session.replies import ABORTED, COMPLETIONS, Mark, Purpose, Segment
 from proxy.wire import framing
 from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
@@ -240,6 +241,8 @@ class BackendStream:
         elif mark.purpose is Purpose.PREPARE and tag == framing.PARSE_COMPLETE:
             assert mark.prepares is not None
             self._prepared.add(mark.prepares)
+        elif mark.is_trial and mark.bound is not None and tag == framing.COMMAND_COMPLETE:
+            self.adapter.accept(mark.bound)
 
     def _finish(self, mark: Mark, rows: int, now: float, error: str | None) -> None:
         if mark.bound is not None:
@@ -356,6 +359,12 @@ class BackendStream:
         proxy's is about the client's message before it, and in a text it may be the parser's.
         """
         cover = self._cover
+        if cover is not None and cover.is_trial and cover.bound is not None:
+            fields = _fields(message)
+            if fields.code == REFUSED:
+                sqlstate, _, text = (fields.message or b"").decode(errors="replace").partition(" ")
+                self.adapter.switch_off(cover.bound, sqlstate, text)
+                return False
         if (
             cover is not None
             and cover.purpose is not Purpose.WATCH

@@ -116,11 +116,14 @@ class Enforcer(BackendStream):
         restored = self._restore()
         if not settings or self._in_force:
             return restored
-        batch = injection.injection(settings)
         out = restored or b""
-        out += self._prepare("inject", len(settings))
+        accepted = settings in self.adapter.accepted
+        if accepted:
+            out += self._prepare("inject", len(settings))
+        batch = injection.injection(settings) if accepted else injection.trial(settings)
         mark = Mark(Purpose.INJECT, self._segment_out, self._sent, self._sent + batch.completions)
         mark.bound = bound
+        mark.is_trial = not accepted
         self._add_mark(mark)
         self._sent += batch.completions
         if self._state() == IDLE and not self._engaged:
@@ -136,8 +139,12 @@ class Enforcer(BackendStream):
         if not settings or self._suspended_portal is not None:
             return None
         self._in_force = ()
-        prepare = self._prepare("restore", len(settings))
-        batch = injection.restoration(settings)
+        prepare = b""
+        if settings in self.adapter.accepted:
+            prepare = self._prepare("restore", len(settings))
+            batch = injection.restoration(settings)
+        else:
+            batch = injection.trial_restoration(settings)
         self._add_mark(Mark(Purpose.RESTORE, self._segment_out, self._sent, self._sent + batch.completions))
         self._sent += batch.completions
         return prepare + batch.data
@@ -179,10 +186,16 @@ class Enforcer(BackendStream):
             return None
         last = query.index + 1 == statement.count
         state = self._state()
-        plain = last and state == IDLE
-        prefix = injection.text_set_local(settings) if plain else injection.text_save_and_set(settings)
+        accepted = settings in self.adapter.accepted
+        if not accepted:
+            prefix = injection.text_trial(settings)
+        elif last and state == IDLE:
+            prefix = injection.text_set_local(settings)
+        else:
+            prefix = injection.text_save_and_set(settings)
         mark = Mark(Purpose.INJECT, segment, before, before + prefix.completions)
         mark.bound = bound
+        mark.is_trial = not accepted
         if state == IDLE and query.index == 0:
             mark.replay = injection.query_message(text)
         self._add_mark(mark)
@@ -196,7 +209,9 @@ class Enforcer(BackendStream):
             if state == OPEN:
                 self._in_force, self._in_force_segment = settings, segment
         else:
-            restoration = injection.text_restore(settings)
+            restoration = (
+                injection.text_restore(settings) if accepted else injection.text_trial_restore(settings)
+            )
             suffix = restoration.data
             first = mark.last + 2
             self._add_mark(Mark(Purpose.RESTORE, segment, first, first + restoration.completions))

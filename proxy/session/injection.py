@@ -18,6 +18,9 @@ Rules
 * The portal is closed at once: in a transaction block it would live on, and the next Bind of it fail (42P03).
 * Function names are qualified: a client's search_path must not redirect them.
 * Names and values come from the learner; `valid_settings` refuses what is not plainly a name or a value.
+* What the server has not accepted yet is tried first: a ``DO`` block catches the error, so that the client's
+  statement, transaction and pipeline go on.  It reports a refusal as an INFO message (the one severity that
+  no setting of the client's suppresses) with an SQLSTATE of its own.
 * Replies are counted in *completions* (see proxy.session.replies).
 * A pooler such as pgbouncer may give every transaction another server, on which nothing is prepared.  It is
   known by the process id, which is not the one that it has told the client; then the statement is prepared
@@ -38,6 +41,8 @@ _VALUE = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 MAX_SETTINGS = 6
 
 SYNC = b"S\0\0\0\4"
+REFUSED = b"RVPXY"
+"""SQLSTATE of the message that says that a first try was refused."""
 
 
 def valid_settings(settings: Settings) -> bool:
@@ -70,29 +75,56 @@ def _statement_name(kind: str, count: int) -> bytes:
     return f"_ruvector_{kind}_{count}\0".encode()
 
 
-def _inject_sql(count: int) -> str:
-    """SELECT that saves the old value of each setting and then sets it; $1, $2 = first name and value.
+def _save(i: int, name: str) -> str:
+    return (
+        f"pg_catalog.set_config('ruvector_proxy.saved_{i}', "
+        f"coalesce(pg_catalog.current_setting({name}, true), ''), true)"
+    )
+
+
+def _set(name: str, value: str) -> str:
+    return f"pg_catalog.set_config({name}, {value}, true)"
+
+
+def _saved(i: int) -> str:
+    """The saved value of a setting; NULL, for one unknown before, resets it."""
+    return f"nullif(pg_catalog.current_setting('ruvector_proxy.saved_{i}', true), '')"
+
+
+def _inject_sql(names_and_values: list[tuple[str, str]]) -> str:
+    """SELECT that saves the old value of each setting and then sets it.
 
     Its first column tells which server process has answered.
     """
-    columns = ["pg_catalog.pg_backend_pid()"]
-    for i in range(count):
-        name, value = f"${2 * i + 1}", f"${2 * i + 2}"
-        columns.append(
-            f"pg_catalog.set_config('ruvector_proxy.saved_{i}', "
-            f"coalesce(pg_catalog.current_setting({name}, true), ''), true), "
-            f"pg_catalog.set_config({name}, {value}, true)"
-        )
-    return "SELECT " + ", ".join(columns)
+    columns = [f"{_save(i, name)}, {_set(name, value)}" for i, (name, value) in enumerate(names_and_values)]
+    return ", ".join(["SELECT pg_catalog.pg_backend_pid()", *columns])
 
 
-def _restore_sql(count: int) -> str:
-    """SELECT that gives each setting its saved value back; NULL, for one unknown before, resets it."""
-    return "SELECT " + ", ".join(
-        f"pg_catalog.set_config(${i + 1}, "
-        f"nullif(pg_catalog.current_setting('ruvector_proxy.saved_{i}', true), ''), true)"
-        for i in range(count)
+def _restore_sql(names: list[str]) -> str:
+    """SELECT that gives each setting its saved value back."""
+    return "SELECT " + ", ".join(_set(name, _saved(i)) for i, name in enumerate(names))
+
+
+def _literals(settings: Settings) -> list[tuple[str, str]]:
+    return [(f"'{name}'", f"'{value}'") for name, value in settings]
+
+
+def _try_sql(settings: Settings) -> str:
+    """DO block that saves the old values and sets the new ones, or reports why it cannot."""
+    pairs = _literals(settings)
+    saves = ", ".join(_save(i, name) for i, (name, _) in enumerate(pairs))
+    sets = ", ".join(_set(name, value) for name, value in pairs)
+    return (
+        f"DO $ruvector$ BEGIN PERFORM {saves}; BEGIN PERFORM {sets}; EXCEPTION WHEN OTHERS THEN "
+        f"RAISE INFO USING ERRCODE = '{REFUSED.decode()}', "
+        "MESSAGE = pg_catalog.concat(SQLSTATE, ' ', SQLERRM); END; END $ruvector$"
     )
+
+
+def _try_restore_sql(settings: Settings) -> str:
+    """DO block that gives the saved values back; where the settings were refused there is nothing to do."""
+    sets = ", ".join(_set(f"'{name}'", _saved(i)) for i, (name, _) in enumerate(settings))
+    return f"DO $ruvector$ BEGIN PERFORM {sets}; EXCEPTION WHEN OTHERS THEN NULL; END $ruvector$"
 
 
 def _prepare(name: bytes, sql: str, parameters: int) -> bytes:
@@ -117,8 +149,11 @@ def preparation(kind: str, count: int) -> Batch:
     """Messages that prepare the ``inject`` or ``restore`` statement for `count` settings."""
     name = _statement_name(kind, count)
     if kind == "inject":
-        return Batch(_prepare(name, _inject_sql(count), 2 * count), PREPARE_COMPLETIONS)
-    return Batch(_prepare(name, _restore_sql(count), count), PREPARE_COMPLETIONS)
+        pairs = [(f"${2 * i + 1}", f"${2 * i + 2}") for i in range(count)]
+        return Batch(_prepare(name, _inject_sql(pairs), 2 * count), PREPARE_COMPLETIONS)
+    return Batch(
+        _prepare(name, _restore_sql([f"${i + 1}" for i in range(count)]), count), PREPARE_COMPLETIONS
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -135,6 +170,25 @@ def restoration(settings: Settings) -> Batch:
     return Batch(_execute(_statement_name("restore", len(settings)), names), EXECUTE_COMPLETIONS)
 
 
+def _once(sql: str) -> Batch:
+    """Messages that prepare, execute and close a statement without arguments."""
+    name = b"_ruvector_try\0"
+    data = _prepare(name, sql, 0) + _execute(name, []) + _message(b"C", b"S" + name)
+    return Batch(data, PREPARE_COMPLETIONS + EXECUTE_COMPLETIONS + 1)
+
+
+@lru_cache(maxsize=4096)
+def trial(settings: Settings) -> Batch:
+    """Messages that do the same as `injection` and cannot fail."""
+    return _once(_try_sql(settings))
+
+
+@lru_cache(maxsize=4096)
+def trial_restoration(settings: Settings) -> Batch:
+    """Messages that do the same as `restoration` and cannot fail."""
+    return _once(_try_restore_sql(settings))
+
+
 @lru_cache(maxsize=4096)
 def text_set_local(settings: Settings) -> Batch:
     """SQL prefix for a simple query in autocommit: one ``SET LOCAL`` per setting, one completion each."""
@@ -145,18 +199,22 @@ def text_set_local(settings: Settings) -> Batch:
 @lru_cache(maxsize=4096)
 def text_save_and_set(settings: Settings) -> Batch:
     """SQL prefix for a simple query where the old values must come back: one SELECT, two completions."""
-    sql = _inject_sql(len(settings))
-    # Highest parameter first: $1 is a prefix of $10.
-    for i in range(len(settings) - 1, -1, -1):
-        name, value = settings[i]
-        sql = sql.replace(f"${2 * i + 2}", f"'{value}'").replace(f"${2 * i + 1}", f"'{name}'")
-    return Batch(sql.encode() + b";", 2)
+    return Batch(f"{_inject_sql(_literals(settings))};".encode(), 2)
 
 
 @lru_cache(maxsize=4096)
 def text_restore(settings: Settings) -> Batch:
     """SQL suffix for a simple query: gives the saved values back; one SELECT, two completions."""
-    sql = _restore_sql(len(settings))
-    for i in range(len(settings) - 1, -1, -1):
-        sql = sql.replace(f"${i + 1}", f"'{settings[i][0]}'")
-    return Batch(b";" + sql.encode(), 2)
+    return Batch(f";{_restore_sql([name for name, _ in _literals(settings)])}".encode(), 2)
+
+
+@lru_cache(maxsize=4096)
+def text_trial(settings: Settings) -> Batch:
+    """SQL prefix that does the same as `text_save_and_set` and cannot fail: one completion."""
+    return Batch(f"{_try_sql(settings)};".encode(), 1)
+
+
+@lru_cache(maxsize=4096)
+def text_trial_restore(settings: Settings) -> Batch:
+    """SQL suffix that does the same as `text_restore` and cannot fail: one completion."""
+    return Batch(f";{_try_restore_sql(settings)}".encode(), 1)

@@ -62,6 +62,7 @@ class Mark:
         "first",
         "first_byte",
         "follows_own",
+        "is_trial",
         "last",
         "prepares",
         "purpose",
@@ -76,6 +77,7 @@ class Mark:
         self.first = first
         self.last = last
         self.bound: BoundQuery | None = None
+        self.is_trial = False  # INJECT: a first try, which reports a refusal instead of failing
         self.follows_own = False  # what comes directly before it is the proxy's own, too
         self.sent_at = 0.0  # WATCH: perf_counter when the statement left
         self.first_byte = 0.0  # WATCH: perf_counter at the first reply, 0 before

@@ -249,18 +249,50 @@ class TestErrors:
             direct, proxied = pair.both(query(statement), P, B, E, SYNC, ready=2)
             assert (rows(direct), rows(proxied)) == (DEFAULT, DICTATED)
 
-    @pytest.mark.parametrize("settings", [(("hnsw.ef_search", "0"),), (("no_such_setting", "1"),)])
-    @pytest.mark.parametrize("messages", [(P, B, E, SYNC), (query(LITERAL),)])
+    @pytest.mark.parametrize("settings", [(("hnsw.ef_search", "0"),), (("hnsw.no_such_setting", "1"),)])
+    @pytest.mark.parametrize(
+        "messages",
+        [
+            (P, B, E, SYNC),
+            (P, B, E, SYNC, query("SHOW hnsw.ef_search")),
+            (query(LITERAL),),
+            (query(f"SELECT 1; {LITERAL}; SHOW hnsw.ef_search"),),
+        ],
+    )
+    @pytest.mark.parametrize("block", [False, True])
     def test_refused_settings_cost_the_client_nothing(
-        self, pair: Pair, dictating: Proxy, settings: tuple[tuple[str, str], ...], messages: tuple[bytes, ...]
+        self,
+        pair: Pair,
+        dictating: Proxy,
+        settings: tuple[tuple[str, str], ...],
+        messages: tuple[bytes, ...],
+        block: bool,
     ) -> None:
         before = dictating.counters.injection_errors
         dictating.dictate(settings)
-        assert rows(pair.same(*messages)) == DEFAULT
+        ready = sum(message in (SYNC, messages[-1]) for message in messages)
+        if block:
+            pair.same(query("BEGIN"))
+        pair.same(*messages, ready=ready)
         assert dictating.counters.injection_errors == before + 1
-        assert rows(pair.same(*messages)) == DEFAULT
+        pair.same(query("SHOW hnsw.ef_search"))
+        pair.same(*messages, ready=ready)
         assert dictating.counters.injection_errors == before + 1  # switched off
+        if block:
+            pair.same(query("COMMIT"))
         dictating.call(dictating.adapter._switched_off.clear)
+
+    def test_settings_that_the_server_accepted_once_and_now_refuses(
+        self, pair: Pair, dictating: Proxy
+    ) -> None:
+        """As after a fail-over to a server with another version: the client's own bytes are sent again."""
+        settings = (("hnsw.ef_search", "0"),)
+        dictating.dictate(settings)
+        for messages in ((P, B, E, SYNC), (query(LITERAL),)):
+            dictating.call(lambda: dictating.adapter.accepted.add(settings))
+            assert rows(pair.same(*messages)) == DEFAULT
+            assert settings not in dictating.adapter.accepted
+            dictating.call(dictating.adapter._switched_off.clear)
 
     def test_statements_of_the_proxys_dropped_behind_its_back(self, pair: Pair) -> None:
         pair.adapted(P, B, E, SYNC)

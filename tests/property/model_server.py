@@ -15,7 +15,8 @@ from proxy.wire import framing
 DEFAULT_EF = "40"
 PID = b"4711"
 _SET_LOCAL = re.compile(r"SET LOCAL ([a-z_.]+)='([^']*)'")
-_SET_CONFIG = re.compile(r"set_config\('hnsw.ef_search', ('[^']*'|nullif)")
+_SET_CONFIG = re.compile(r"set_config\('hnsw.ef_search', '([^']*)'")
+_DO_BLOCK = re.compile(r"DO \$ruvector\$.*?END \$ruvector\$")
 
 
 def message(tag: str, body: bytes = b"") -> bytes:
@@ -106,6 +107,7 @@ class ModelServer:
 
     def _query(self, text: str) -> bytes:
         out = b""
+        text = _DO_BLOCK.sub(lambda found: found.group().replace(";", ","), text)
         for sql in filter(None, (part.strip() for part in text.split(";"))):
             if self._status == "E" and not _ends_transaction(sql):
                 return out + self._fail("25P02", extended=False) + self._ready()
@@ -137,23 +139,24 @@ class ModelServer:
         if found := _SET_LOCAL.match(sql):
             self._local[found.group(1)] = found.group(2)
             return message("C", b"SET\0")
-        if extended:
-            restoring = "nullif" in sql
+        restoring = "nullif" in sql
+        name, value = "hnsw.ef_search", ""
+        if values:
             name = values[0].decode()
-            value = self._local.pop("saved", "") if restoring else values[1].decode()
-        else:
-            name = "hnsw.ef_search"
+            value = "" if restoring else values[1].decode()
+        elif not restoring:
             found = _SET_CONFIG.search(sql)
             assert found is not None, sql
-            restoring = found.group(1) == "nullif"
-            value = self._local.pop("saved", "") if restoring else found.group(1).strip("'")
+            value = found.group(1)
         if restoring:
-            self._local.pop(name, None)
-            if value:
-                self._local[name] = value
+            value = self._local.pop("saved", "")
         else:
             self._local["saved"] = self._local.get(name, "")
+        self._local.pop(name, None)
+        if value:
             self._local[name] = value
+        if sql.startswith("DO "):
+            return message("C", b"DO\0")
         head = b"" if extended else message("T", struct.pack("!H", 0))
         columns = 0 if restoring else 1
         pid = struct.pack("!I", len(PID)) + PID

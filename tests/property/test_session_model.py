@@ -129,11 +129,16 @@ def portions(data: bytes, chance: random.Random) -> list[bytes]:
     segments=st.lists(SEGMENT, max_size=8),
     seed=st.integers(0, 1 << 30),
     hello=st.sampled_from([DIRECT, POOLED]),
+    accepted=st.booleans(),
 )
-def test_the_client_sees_what_it_would_have_seen(segments: list[bytes], seed: int, hello: bytes) -> None:
+def test_the_client_sees_what_it_would_have_seen(
+    segments: list[bytes], seed: int, hello: bytes, accepted: bool
+) -> None:
     direct = ModelServer()
     expected = b"".join(direct.receive(segment) for segment in segments)
     session = make_session((("hnsw.ef_search", "77"),), hello)
+    if accepted:
+        session.adapter.accepted.add((("hnsw.ef_search", "77"),))
     seen, server = converse(session, segments, random.Random(seed))
     assert seen == expected
     assert [sql for sql, _ in server.log] == [sql for sql, _ in direct.log]

@@ -47,6 +47,7 @@ def session() -> Session:
 def make_session(pid: int | None) -> Session:
     adapter = Adapter(Counters())
     adapter.swap(Dictated(SETTINGS), 1)
+    adapter.accepted.add(SETTINGS)
     session = Session(adapter, {"user": "u", "database": "d"})
     key = b"" if pid is None else message("K", struct.pack("!II", pid, 0))
     session.from_server(message("R", b"\0\0\0\0") + key + IDLE)
@@ -146,6 +147,42 @@ class TestRefusedSettings:
         session.from_client(P + B + E + SYNC + query("SELECT 1"))
         assert session.from_server(PARSED + PREPARED + self.REFUSAL + IDLE).endswith(self.REFUSAL + IDLE)
         assert session.resend == b""
+
+
+class TestFirstTry:
+    """Settings that this server has not accepted yet are put in force by a statement that cannot fail."""
+
+    TRIED = PREPARED + BOUND + message("C", b"DO\0") + CLOSED + CLOSED
+    INFO = message("N", b"SINFO\0VINFO\0CRVPXY\0M22023 0 is outside the valid range\0\0")
+
+    @pytest.fixture(autouse=True)
+    def forget(self, session: Session) -> None:
+        session.adapter.accepted.clear()
+
+    def test_accepted(self, session: Session) -> None:
+        assert tags_of(session.from_client(P + B + E + SYNC)) == "PCPBECCBES"
+        replies = PARSED + self.TRIED + BOUND + NO_ROWS + IDLE
+        assert session.from_server(replies) == PARSED + BOUND + NO_ROWS + IDLE
+        assert SETTINGS in session.adapter.accepted
+        assert tags_of(session.from_client(P + B + E + SYNC)) == "PCPBECBES"
+
+    def test_refused(self, session: Session) -> None:
+        session.from_client(P + B + E + SYNC)
+        replies = (
+            PARSED + PREPARED + BOUND + self.INFO + self.TRIED[len(PREPARED + BOUND) :] + BOUND + NO_ROWS
+        )
+        assert session.from_server(replies + IDLE) == PARSED + BOUND + NO_ROWS + IDLE
+        assert session.adapter.accepted == set()
+        assert session.adapter.counters.injection_errors == 1
+        assert tags_of(session.from_client(P + B + E + SYNC)) == "PBES"  # switched off
+
+    def test_refused_in_a_text(self, session: Session) -> None:
+        text = VECTOR.replace("$1", "'[1]'")
+        sent = session.from_client(query(text))
+        assert sent.endswith(b";" + text.encode() + b"\0")
+        reply = message("T", b"\0\0") + NO_ROWS + IDLE
+        assert session.from_server(self.INFO + message("C", b"DO\0") + reply) == reply
+        assert session.from_client(query(text)) == query(text)
 
 
 class TestPooler:
