@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import socket
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import psycopg
 import pytest
@@ -280,6 +282,35 @@ class TestOrderAndTime:
             for talk in talks:
                 talk.socket.close()
         assert eventually(lambda: not by_file.connections)
+
+    @pytest.mark.slow
+    def test_nothing_is_left_of_clients_that_vanish_at_any_time(
+        self, postgres: EmbeddedPostgres, by_file: Proxy
+    ) -> None:
+        random = Random(20)
+        tasks = by_file.call(lambda: len(asyncio.all_tasks()))
+        for _ in range(150):
+            with Talk(address(by_file), SCRAM_ROLE, DATABASE) as talk:
+                stage = random.randrange(6)
+                if stage >= 1:
+                    challenge = talk.challenge()
+                if stage == 2:
+                    talk.send(b"p\0\0\0\x40half")
+                if stage >= 3:
+                    talk.prove(SCRAM_ROLE, challenge)
+                if stage == 4:
+                    time.sleep(random.random() * 0.01)
+                if stage == 5:
+                    talk.all()
+                if random.random() < 0.5:
+                    talk.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert eventually(lambda: not by_file.connections)
+        counters = by_file.counters
+        assert counters.connections_opened == counters.connections_closed
+        assert eventually(lambda: by_file.call(lambda: len(asyncio.all_tasks())) == tasks)
+        with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+            assert eventually(lambda: connection.execute(sql, (SCRAM_ROLE,)).fetchone() == (0,))
 
     def test_wrong_passwords_are_counted_and_logged_without_secrets(
         self, by_file: Proxy, caplog: pytest.LogCaptureFixture

@@ -293,6 +293,7 @@ class TestRelayed:
             b"E\0\0\0\0",  # no header: the session's business
             b"EFATAL: could not fork\n\0",
             b"R\0\0\0\x05\0",
+            b"R\0\0\0\x08\0\0\0\x63",  # a method that is still to come
             AuthenticationSASL(()).encode()[:-1] + b"x",
         ],
     )
