@@ -254,6 +254,22 @@ class TestLogin:
         assert (step.to_client, step.done, step.to_server) == (message, False, b"")
 
 
+@given(st.lists(st.tuples(st.integers(0, 13), st.binary(max_size=40)), max_size=5), st.booleans())
+def test_a_login_ends_well_with_the_servers_ok_only(requests: list[tuple[int, bytes]], bound: bool) -> None:
+    login = UpstreamLogin(TestLogin.WITH_PASSWORD, END_POINT if bound else None)
+    for code, data in requests:
+        content = code.to_bytes(4, "big") + data
+        message = b"R" + (len(content) + 4).to_bytes(4, "big") + content
+        try:
+            step = login.receive(message[0], message)
+        except Refusal:
+            return
+        if step.done:
+            assert message == OK
+            return
+        assert not step.to_client
+
+
 OFFER = AuthenticationSASL((PLUS, PLAIN)).encode()
 STRIPPED = AuthenticationSASL((PLAIN,)).encode()
 REST = (

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from config.dsn import check_dsn, redact_dsn
-from config.schema import Config, Learner, Learning, Table, TableOptions, Upstream, Workers, host_port
+from config.schema import Auth, Config, Learner, Learning, Table, TableOptions, Upstream, Workers, host_port
 
 SECRET = "postgresql://me:hunter2@db.example:5432/app?host=/tmp&sslpassword=hunter2"
 
 
 def with_secret() -> Config:
-    return Config(learner=Learner(dsn=SecretStr(SECRET)), tables={"public.items": Table(target_recall=0.5)})
+    return Config(
+        learner=Learner(dsn=SecretStr(SECRET)),
+        auth=Auth(mode="scram", query_dsn=SecretStr(SECRET)),
+        tables={"public.items": Table(target_recall=0.5)},
+    )
 
 
 def test_a_config_survives_the_way_to_a_child_process() -> None:
@@ -30,6 +34,8 @@ def test_secrets_are_in_the_childs_json_only() -> None:
     for shown in (repr(config), str(config), config.model_dump_json(), str(config.model_dump(mode="json"))):
         assert "hunter2" not in shown
         assert "***" in shown
+    assert config.to_json().count("hunter2") == 4
+    assert config.auth.redacted_query_dsn == config.learner.redacted_dsn
     assert config.learner.redacted_dsn == "postgresql://me:***@db.example:5432/app?host=/tmp&sslpassword=***"
 
 
