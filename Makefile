@@ -45,6 +45,9 @@ bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and
 bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which query, at what price
 	@$(BIN)/python -m bench.index_choice
 
+bench-live: $(DEV) ## the learning engine end to end, against static settings, on real data
+	@$(BIN)/python -m bench.live
+
 clean: ## remove what was built, measured and installed here
 	rm -rf .venv .demo demo-results build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

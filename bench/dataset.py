@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEMO_FILE = Path(__file__).parent / "data" / "wordnet-demo.npz"
+LARGE_FILE = Path(__file__).parents[2] / "shared" / "data" / "wordnet-minilm-384.npz"
+"""The whole of it, 117,659 rows, where it lies beside the project."""
+
 FAMILIES = ("sentence", "lemma", "gloss")
 """Query families: example sentences, single words, first halves of definitions."""
 

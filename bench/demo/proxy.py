@@ -27,7 +27,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
 _CONFIGURATION = """\
-# Written anew by each run of the demo.  The first three sections are all that a proxy needs.
+# Written anew by each run of the demo.
 [listen]
 port = {port}
 
@@ -35,14 +35,14 @@ port = {port}
 host = "{host}"
 port = {upstream_port}
 
-[learner]
-dsn = "{dsn}"
-
 [admin]
 port = {admin_port}
 
 [store]
 path = "{STATE}"
+
+[learner]
+dsn = "{dsn}"
 """
 
 
@@ -149,8 +149,10 @@ class Proxy:
 
 
 @asynccontextmanager
-async def serve(server: EmbeddedPostgres, home: Path) -> AsyncIterator[Proxy]:
+async def serve(server: EmbeddedPostgres, home: Path, more: str = "") -> AsyncIterator[Proxy]:
     """Start the proxy in front of `server` on free ports, with its state in `home`; stop it at the end.
+
+    `more` is TOML that is put behind the demo's configuration.
 
     Raises
     ------
@@ -168,6 +170,7 @@ async def serve(server: EmbeddedPostgres, home: Path) -> AsyncIterator[Proxy]:
             admin_port=admin_port,
             STATE=STATE,
         )
+        + more
     )
     log = home / "proxy.log"
     process = _start(configuration, log)
