@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration bench-proxy bench-index clean
+.PHONY: help demo test lint types unit integration differential bench-proxy bench-index clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -37,7 +37,10 @@ unit: $(DEV) ## unit and property tests, without a database
 
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
-	@$(BIN)/python -m pytest tests/integration
+	@$(BIN)/python -m pytest tests/integration tests/differential
+
+differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: nothing may differ
+	@$(BIN)/python -m tests.differential --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
 
 bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
 	@$(BIN)/python -m bench.relay

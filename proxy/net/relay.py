@@ -155,6 +155,10 @@ class ClientConnection(asyncio.Protocol):
         self._eof = True
         if self.state is State.RELAYING:
             assert self.upstream is not None
+            assert self.session is not None
+            rest = self.session.client_ended()
+            if rest:
+                self.upstream.transport.write(rest)
             if self.upstream.transport.can_write_eof():
                 self.upstream.transport.write_eof()
             return True

@@ -70,6 +70,8 @@ class BackendStream:
     __slots__ = (
         "_backend_pid",
         "_blind",
+        "_copy_ended_early",
+        "_copying",
         "_cover",
         "_in_force",
         "_in_force_segment",
@@ -86,10 +88,10 @@ class BackendStream:
         "_replied",
         "_segment_in",
         "_segment_out",
+        "_sent",
         "_server_skip",
         "_server_tail",
         "_status",
-        "_suspended_portal",
         "adapter",
         "copy_in",
         "fatal",
@@ -113,6 +115,7 @@ class BackendStream:
         self._pending: deque[Segment] = deque((Segment.STARTUP,))
         self._segment_in = 0
         self._segment_out = 1
+        self._sent = 0  # completions that the client's current segment will have
         self._replied = 0
         self._marks: deque[Mark] = deque()
         self._cover: Mark | None = None  # the first mark, if it is due now
@@ -123,7 +126,6 @@ class BackendStream:
         self._in_force: Settings = ()
         self._in_force_segment = -1
         self._injected_last: Settings = ()
-        self._suspended_portal: bytes | None = None
         self._recover: Mark | None = None  # the injection that failed in the current segment
         self._refusal = b""  # the server's answer to it
         self._owed_error = b""  # hit a segment of the proxy's own, but was meant for the client
@@ -131,6 +133,8 @@ class BackendStream:
         self._server_skip = 0
         self._server_tail = b""
         self._raw = False
+        self._copying = False  # COPY data has been sent, and what the server made of it is not known yet
+        self._copy_ended_early = False  # and its end, before the server had asked for any
 
     # -- the stream --------------------------------------------------------------------------------
 
@@ -238,8 +242,7 @@ class BackendStream:
             if tag == framing.COMMAND_COMPLETE or tag == framing.PORTAL_SUSPENDED:
                 rows = -1 if tag == framing.PORTAL_SUSPENDED else _rows(data, position + 5, end - 1)
                 self._finish(mark, rows, now, None)
-        elif mark.purpose is Purpose.PREPARE and tag == framing.PARSE_COMPLETE:
-            assert mark.prepares is not None
+        elif mark.prepares is not None and tag == framing.PARSE_COMPLETE:
             self._prepared.add(mark.prepares)
         elif mark.is_trial and mark.bound is not None and tag == framing.COMMAND_COMPLETE:
             self.adapter.accept(mark.bound)
@@ -253,7 +256,13 @@ class BackendStream:
     def _watch_for_discard(self, data: bytes, position: int, end: int) -> None:
         """DISCARD ALL and DEALLOCATE ALL drop the proxy's own prepared statements, too."""
         if data[position + 5 : end - 1] in (b"DISCARD ALL", b"DEALLOCATE ALL"):
-            self._prepared.clear()
+            self._forget_prepared()
+
+    def _forget_prepared(self) -> None:
+        """Prepare again at the next use: those on their way do not survive either."""
+        self._prepared.clear()
+        for mark in self._marks:
+            mark.prepares = None
 
     def _advance(self) -> None:
         """Find out whether the first mark is due."""
@@ -287,6 +296,8 @@ class BackendStream:
         own = bool(self._pending) and self._pending[0] is Segment.OWN
         if self._pending:
             self._pending.popleft()
+        if self._copying and self._nothing_sent_behind(segment):
+            self._copying = self._copy_ended_early = False
         self._segment_in = segment + 1
         self._replied = 0
         self._status = status
@@ -300,7 +311,6 @@ class BackendStream:
             self._owed_error = b""
         if status != OPEN and self._in_force and self._in_force_segment <= segment:
             self._in_force = ()
-            self._suspended_portal = None
         if status == IDLE:
             self.transaction_ended()
         if self._recover is not None:
@@ -345,12 +355,27 @@ class BackendStream:
         return True
 
     def _copy_in_begins(self) -> None:
-        """In COPY IN mode the server ignores Sync: those already under way will have no answer."""
+        """In COPY IN mode the server ignores Sync: those already under way will have no answer.
+
+        Where the client has sent data before this answer came, a Sync among or behind the data is answered
+        if the data is found wrong before it is read, and else it is not: nobody can tell.
+        """
+        pending = self._pending
+        if self._copying:
+            self.copy_in = not self._copy_ended_early
+            if Segment.EXTENDED in pending:
+                self._lose_count()
+            return
         self.copy_in = True
-        if self._pending and self._pending[0] is Segment.EXTENDED:
-            self._pending.clear()
-            self._segment_out = self._segment_in
+        while pending and pending[-1] is Segment.EXTENDED:
+            pending.pop()
+            self._segment_out -= 1
+            self._sent += 1  # the segment goes on: not empty, and its completions are not counted
             self._blind = True
+
+    def _lose_count(self) -> None:
+        """Which reply answers what can no longer be told: nothing is adapted on this connection any more."""
+        raise NotImplementedError
 
     def _notice(self, message: bytes) -> bytes | bool:
         """NoticeResponse: what a message of the proxy's own gives rise to is not for the client.

@@ -18,7 +18,8 @@ Rules
 -----
 * The client's own will comes first (proxy.session.will).
 * A restoration is sent only when another statement needs it; the end of the transaction restores for free.
-* Nothing is restored while a portal is suspended: its scan may still read the setting.
+* A query gets settings only if its portal is executed at once and whole: a suspended scan may still read them
+  when somebody else must not.
 * An injection that fails in autocommit is answered by sending the client's own bytes again: it gets its
   result.  Once something of the segment was bound or executed before, that is no longer possible.
 """
@@ -52,14 +53,12 @@ class Enforcer(BackendStream):
         "_engaged",
         "_held",
         "_injected",
-        "_sent",
         "_will",
     )
 
     def __init__(self, adapter: Adapter, parameters: dict[str, str]) -> None:
         super().__init__(adapter)
         self._control_segment = -1  # last segment with transaction control in it
-        self._sent = 0  # completions that the current segment will have
         self._engaged = False  # the current segment has bound or executed something
         self._injected: Mark | None = None  # injection of the current segment, while it may be sent again
         self._held = b""  # the client's own bytes of that segment, from the injection on, of earlier chunks
@@ -96,11 +95,14 @@ class Enforcer(BackendStream):
             # Only servers that report it (PostgreSQL 18) tell what names mean from now on.
             self.adapter.counters.left_alone["search path"] += 1
             return ()
-        if self._blind or self.copy_in or not self.standard_strings or self._state() == FAILED:
+        if (
+            self._blind
+            or self.copy_in
+            or self._copying
+            or not self.standard_strings
+            or self._state() == FAILED
+        ):
             self.adapter.counters.left_alone["state"] += 1
-            return ()
-        if self._suspended_portal is not None and settings != self._in_force:
-            self.adapter.counters.left_alone["suspended portal"] += 1
             return ()
         return settings
 
@@ -136,7 +138,7 @@ class Enforcer(BackendStream):
     def _restore(self) -> bytes | None:
         """Return the messages that take the settings back, within the current segment."""
         settings = self._in_force
-        if not settings or self._suspended_portal is not None:
+        if not settings:
             return None
         self._in_force = ()
         prepare = b""
@@ -151,8 +153,6 @@ class Enforcer(BackendStream):
 
     def _restore_in_own_segment(self) -> bytes:
         """The same in front of a Query: unsynced messages must not stand before it."""
-        if self._sent or self._disabled:
-            return b""
         restored = self._restore()
         if restored is None:
             return b""

@@ -7,6 +7,7 @@ copy.
 
 Buffers: a chunk passed in belongs to the caller and is never kept, except for an incomplete message at its
 end that must be seen whole (at most `_HOLD` bytes); a longer message streams through and is not looked at.
+The Bind of a vector query is kept, too, until it is seen what becomes of its portal.
 
 In doubt (both protocols mixed in one segment, endless names) the session stops adapting, for good.
 """
@@ -20,7 +21,7 @@ from typing import Final
 from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
 from proxy.session.backend import IDLE, OPEN
-from proxy.session.enforcement import Enforcer
+from proxy.session.enforcement import UNKNOWN, Enforcer
 from proxy.session.replies import Segment
 from proxy.sql import Scope, Statement, TransactionVerb
 from proxy.wire import framing
@@ -35,6 +36,10 @@ _OVERSIZE: Final = Statement(count=1, controls_transaction=True)
 _ENDS_SCOPE: Final = frozenset(
     {TransactionVerb.COMMIT, TransactionVerb.ROLLBACK, TransactionVerb.ROLLBACK_TO}
 )
+
+
+_WAIT: Final = b"wait"
+"""In place of what is to be inserted before a Bind: keep it until more has come."""
 
 
 class Session(Enforcer):
@@ -98,6 +103,8 @@ class Session(Enforcer):
                         break
                     first = self._injected
                     inserted = self._bind(data, position, end, size)
+                    if inserted is _WAIT:
+                        break
                     if self._injected is not first:
                         replay_from = position
                 self._sent += 1
@@ -113,13 +120,17 @@ class Session(Enforcer):
             elif tag == framing.SYNC:
                 if self._injected is not None:
                     self._injected.replay = self._held + data[replay_from:end]
-                self._sync()
+                inserted = self._sync()
             elif tag == framing.DESCRIBE:
+                if self._in_force:
+                    if end > size and end - position <= _HOLD:
+                        break
+                    inserted = self._describe(data, position, min(end, size))
                 self._sent += 1
             elif tag == framing.PARSE:
                 if end > size and end - position <= _HOLD:
                     break
-                self._parse(data, position, end, size)
+                inserted = self._parse(data, position, end, size)
                 self._sent += 1
             elif tag == framing.QUERY:
                 if end > size and end - position <= _HOLD:
@@ -135,7 +146,11 @@ class Session(Enforcer):
                     break
                 self._close(data, position, min(end, size))
                 self._sent += 1
+            elif tag == framing.COPY_DATA:
+                self._copying = True
             elif tag == framing.COPY_DONE or tag == framing.COPY_FAIL:
+                self._copying = True
+                self._copy_ended_early = not self.copy_in
                 self.copy_in = False
             elif tag == framing.FUNCTION_CALL:
                 inserted = self._function_call()
@@ -161,6 +176,11 @@ class Session(Enforcer):
         out.append(data[start:position])
         return b"".join(out)
 
+    def client_ended(self) -> bytes:
+        """Return what has been kept of the client's bytes: no more will come."""
+        rest, self._client_tail = self._client_tail, b""
+        return rest
+
     # -- state -------------------------------------------------------------------------------------
 
     def transaction_ended(self) -> None:
@@ -177,29 +197,35 @@ class Session(Enforcer):
 
     # -- extended query ----------------------------------------------------------------------------
 
-    def _parse(self, data: bytes, position: int, end: int, size: int) -> None:
-        """Remember a prepared statement if anything depends on it."""
+    def _parse(self, data: bytes, position: int, end: int, size: int) -> bytes | None:
+        """Remember a prepared statement if anything depends on it; return what is to be inserted before."""
         name_end = data.find(b"\0", position + 5, min(end, size))
         if name_end < 0:
             self._give_up("statement name")
-            return
+            return None
         name = data[position + 5 : name_end]
         if end > size:
             statement = _OVERSIZE
         else:
             sql_end = data.find(b"\0", name_end + 1, end)
             if sql_end < 0:
-                return  # the server will say what is wrong
+                return None  # the server will say what is wrong
             statement = self.adapter.recognise(data[name_end + 1 : sql_end], self._current_scope())
         if is_plain(statement):
             self._statements.pop(name, None)
-            return
+            return self._restore()
         if statement.reason is not None:
             self.adapter.counters.left_alone[statement.reason] += 1
         if len(self._statements) >= _MAX_NAMES:
             self._give_up("too many prepared statements")
         else:
             self._statements[name] = statement
+        return None
+
+    def _describe(self, data: bytes, position: int, end: int) -> bytes | None:
+        """Restore before something that may fail: in a failed transaction it could no longer be done."""
+        known = self._statements if data[position + 5] == 0x53 else self._portals
+        return None if data[position + 6 : end - 1] in known else self._restore()
 
     def _bind(self, data: bytes, position: int, end: int, size: int) -> bytes | None:
         """Return what is to be inserted before this Bind."""
@@ -211,15 +237,17 @@ class Session(Enforcer):
         portal = data[position + 5 : portal_end]
         if self._portals:
             self._portals.pop(portal, None)
-        if portal == self._suspended_portal:
-            self._suspended_portal = None
         statement = self._statements.get(data[portal_end + 1 : name_end])
         if statement is None or end > size:
             return self._restore()
         query = statement.vector
-        self._take_note(statement)
         if query is None or self._disabled:
+            self._take_note(statement)
             return self._restore()
+        executed = _executed_behind(data, end, size, portal, idle=self._state() == IDLE)
+        if executed is None and size - position <= _HOLD:
+            return _WAIT
+        self._take_note(statement)
         started = perf_counter()
         try:
             parameters = framing.bind_parameters(data, position + 5, end)
@@ -229,7 +257,7 @@ class Session(Enforcer):
         if len(self._portals) < _MAX_NAMES:
             self._portals[portal] = bound
         settings = self._settings_for(bound)
-        if settings and self._state() != IDLE and not _executes_whole(data, end, size, portal):
+        if settings and not executed:
             self.adapter.counters.left_alone["cursor"] += 1
             settings = ()
         inserted = self._enforce(settings, bound)
@@ -246,8 +274,6 @@ class Session(Enforcer):
             inserted = self._restore()
         if bound is not None:
             self._watch(bound, self._segment_out, self._sent, self._sent + 1)
-            if data[portal_end + 1 : end] != b"\0\0\0\0" and self._in_force:
-                self._suspended_portal = portal
         return inserted
 
     def _close(self, data: bytes, position: int, end: int) -> None:
@@ -256,16 +282,23 @@ class Session(Enforcer):
             self._statements.pop(name, None)
         else:
             self._portals.pop(name, None)
-            if name == self._suspended_portal:
-                self._suspended_portal = None
 
-    def _sync(self) -> None:
+    def _sync(self) -> bytes | None:
+        """Return what is to be inserted before this Sync."""
         if self.copy_in:
-            return  # the server ignores it
-        if self._in_force and self._state() == IDLE:
-            self._in_force = ()  # it ends with this segment's implicit transaction
-            self._suspended_portal = None
+            if self._copying:
+                self._lose_count()
+            return None  # the server ignores it
+        inserted = None
+        if self._in_force:
+            state = self._state()
+            if state == IDLE:
+                self._in_force = ()  # it ends with this segment's implicit transaction
+            elif state == UNKNOWN:
+                # The next segment may be one that must be alone in its transaction: VACUUM.
+                inserted = self._restore()
         self._end_segment(Segment.EXTENDED)
+        return inserted
 
     # -- simple query and function call ------------------------------------------------------------
 
@@ -277,9 +310,7 @@ class Session(Enforcer):
             statement = _OVERSIZE
         else:
             statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
-        if self._sent:
-            # Replies of a Query behind unsynced messages cannot be told apart when one of those fails.
-            self._give_up("both protocols in one segment")
+        mixed = self._leave_mixed_segment() if self._sent else b""
         if statement.reason is not None:
             counters.left_alone[statement.reason] += 1
         query = statement.vector
@@ -288,7 +319,9 @@ class Session(Enforcer):
             query = None
         if query is None or self._disabled:
             ends = statement.transaction in _ENDS_SCOPE
-            restored = b"" if ends or not self._in_force else self._restore_in_own_segment()
+            restored = mixed
+            if self._in_force and not ends:
+                restored = self._restore_in_own_segment()
             if not is_plain(statement):
                 self._take_note(statement)
             self._end_segment(Segment.QUERY)
@@ -317,11 +350,20 @@ class Session(Enforcer):
         return restored + injection.query_message(replacement)
 
     def _function_call(self) -> bytes | None:
-        if self._sent:
-            self._give_up("both protocols in one segment")
-        inserted = self._restore_in_own_segment()
+        inserted = self._leave_mixed_segment() if self._sent else self._restore_in_own_segment()
         self._end_segment(Segment.FUNCTION_CALL)
         return inserted or None
+
+    def _leave_mixed_segment(self) -> bytes:
+        """A Query or FunctionCall stands behind unsynced messages: take back what is in force, for good.
+
+        When one of those messages fails it is skipped, with no ReadyForQuery of its own; from then on
+        segments can no longer be counted.
+        """
+        restored = self._restore()
+        self._in_force = ()
+        self._give_up("both protocols in one segment")
+        return restored or b""
 
     # -- what statements do to the session ---------------------------------------------------------
 
@@ -332,11 +374,10 @@ class Session(Enforcer):
             self._control_segment = self._segment_out
         if statement.transaction in _ENDS_SCOPE:
             self._in_force = ()  # it ends what the settings were local to
-            self._suspended_portal = None
         if statement.controls_transaction and statement.transaction is None:
             self._prepared.clear()  # DO, CALL, or a text that was not read: they may have dropped them
         if statement.drops_prepared:
-            self._prepared.clear()
+            self._forget_prepared()
             kept = {name: known for name, known in self._statements.items() if known.controls_transaction}
             self._statements = kept
 
@@ -344,6 +385,13 @@ class Session(Enforcer):
         if self.search_path is not None and self.search_path != self._scope.search_path:
             self._scope = Scope(self._scope.database, self._scope.user, self.search_path)
         return self._scope
+
+    def _lose_count(self) -> None:
+        self._pending.clear()
+        self._segment_out = self._segment_in
+        self._marks.clear()
+        self._cover = None
+        self._give_up("copy data in a pipeline")
 
     def _give_up(self, reason: str) -> None:
         """Stop adapting on this connection; what is under way is finished."""
@@ -363,16 +411,30 @@ def is_plain(statement: Statement) -> bool:
     )
 
 
-def _executes_whole(data: bytes, position: int, size: int, portal: bytes) -> bool:
-    """Tell whether the messages from `position` on execute `portal` without a row limit."""
+def _executed_behind(data: bytes, position: int, size: int, portal: bytes, *, idle: bool) -> bool | None:
+    """Tell whether the messages behind a Bind, from `position` on, execute `portal` as an injection needs it.
+
+    It must be executed at once: of a Query behind a portal that was never executed the server would say that
+    it left a transaction open, because ours was.  And whole, since nothing can be restored while it is
+    suspended; except in autocommit (`idle`), if nothing else is executed until the Sync, which ends it.
+
+    None: more bytes are needed.  They will come, since without a Sync or Flush nothing is answered.
+    """
+    suspended = False
     while size - position >= 5:
         tag = data[position]
         end = position + 1 + _LENGTH(data, position + 1)[0]
-        if end > size or end - position < 5:
-            return False
+        if tag == framing.SYNC:
+            return suspended
+        if end > size and tag in (framing.EXECUTE, framing.DESCRIBE):
+            return None
         if tag == framing.EXECUTE:
-            return data[position + 5 : end] == portal + b"\0\0\0\0\0"
-        if tag != framing.DESCRIBE:
+            if data[position + 5 : end] == portal + b"\0\0\0\0\0":
+                return True
+            suspended = idle and data.startswith(portal + b"\0", position + 5)
+            if not suspended:
+                return False
+        elif tag != framing.DESCRIBE or end - position < 5:
             return False
         position = end
-    return False
+    return None
