@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.loader import sections, variable
-from config.schema import RESERVED, Config, Table
+from config.schema import Config, Table
 from config.section import Section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +20,15 @@ REFERENCE = ROOT / "docs" / "configuration.md"
 SAMPLE = ROOT / "config" / "proxy.example.toml"
 
 EXAMPLES = {
+    "listen.tls_mode": "verify-ca",
+    "listen.tls_cert": "server.crt",
+    "listen.tls_key": "server.key",
+    "listen.tls_ca": "clients-ca.crt",
+    "listen.unix_socket": "/run/ruvector-proxy",
+    "upstream.sslmode": "verify-full",
+    "upstream.sslrootcert": "root.crt",
+    "upstream.sslcert": "proxy.crt",
+    "upstream.sslkey": "proxy.key",
     "learner.dsn": "postgresql://user:password@127.0.0.1:5432/database",
     "auth.users_file": "users.txt",
     "auth.query_dsn": "postgresql://lookup:password@127.0.0.1:5432/postgres",
@@ -34,7 +43,8 @@ _INTRODUCTION = """\
 One TOML file, given with `--config` or in `RUVECTOR_CONFIG`. Every option can be left out, and every one can
 be set in the environment as well, which wins over the file: `RUVECTOR_LISTEN_PORT` is `port` in `[listen]`.
 Unknown keys and unknown `RUVECTOR_` variables are errors; `ruvector-proxy check-config` shows what holds, or
-every mistake at once.  The file is read once, at the start.
+every mistake at once.  The file is read once, at the start; certificates and the users file are read again
+when they change.
 
 A minimal file:
 
@@ -67,12 +77,6 @@ In the environment all tables are one JSON value, which overrides the file key b
 `RUVECTOR_TABLES='{{"public.items": {{"target_recall": 0.99}}}}'`.
 """
 
-_RESERVED = """\
-## Reserved
-
-These keys are refused until what they stand for is there:
-"""
-
 
 def reference() -> str:
     """Return the text of docs/configuration.md."""
@@ -85,8 +89,6 @@ def reference() -> str:
         ]
     parts.append(_TABLES.format(text=Table.__doc__))
     parts += [_describe(key, Table, key, None) for key in Table.model_fields]
-    parts.append(_RESERVED)
-    parts.append("\n".join(f"- `{key}`: {reason}" for key, reason in RESERVED.items()) + "\n")
     return "\n".join(parts)
 
 

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from config.conflicts import conflicts
 from config.dsn import redact_dsn
-from config.schema import RESERVED, Config, Table
+from config.schema import SYSTEM, Config, Table
 from config.section import Section
 
 PREFIX = "RUVECTOR_"
@@ -99,14 +99,14 @@ def load(path: Path | None, env: Mapping[str, str]) -> Config:
             section[option] = value
     problems += _merge_tables(data, env)
     try:
-        config = Config.model_validate(data)
+        config = _with_absolute_paths(Config.model_validate(data), path.parent if path else Path())
     except ValidationError as error:
         problems += _explain(error, names)
     else:
         problems += [Problem(names.get(key, key), "", reason) for key, reason in conflicts(config)]
     if problems:
         raise ConfigError(source, problems)
-    return _with_absolute_paths(config, path.parent if path else Path())
+    return config
 
 
 def _with_absolute_paths(config: Config, base: Path) -> Config:
@@ -115,10 +115,14 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
     for name in Config.model_fields:
         section = getattr(config, name)
         if isinstance(section, Section):
-            paths = {key: (base / value).absolute() for key, value in section if isinstance(value, Path)}
+            paths = {key: (base / value).absolute() for key, value in section if _is_file(value)}
             if paths:
                 sections[name] = section.model_copy(update=paths)
     return config.model_copy(update=sections)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, Path) and value != SYSTEM
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _overrides(env: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
     """Return the values that the environment gives, by dotted key, and the variables that name no key."""
-    types = known_keys() | dict.fromkeys(RESERVED, str)
+    types = known_keys()
     keys = {variable(key): key for key in types}
     values: dict[str, Any] = {}
     problems = []
@@ -198,7 +202,7 @@ def _explain(error: ValidationError, names: Mapping[str, str]) -> list[Problem]:
     for key, details in by_key.items():
         reason = ", or ".join(dict.fromkeys(_reason(key, detail) for detail in details))
         unknown = details[0]["type"] == "extra_forbidden"
-        value = "" if unknown and key not in RESERVED else _show(key, details[0]["input"])
+        value = "" if unknown else _show(key, details[0]["input"])
         problems.append(Problem(names.get(key, key), value, reason))
     return problems
 
@@ -218,8 +222,6 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def _reason(key: str, detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
-        if key in RESERVED:
-            return RESERVED[key]
         if key.startswith("tables."):
             prefix = key.rpartition(".")[0]
             return _unknown("key", key, [f"{prefix}.{name}" for name in Table.model_fields])

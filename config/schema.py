@@ -11,8 +11,6 @@ Rules
   from the environment first.
 - A secret never appears in ``repr``, ``str``, a log line or ordinary serialisation.  Only `Config.to_json`
   contains it: that is what a parent process writes to the standard input of its children.
-- A key that is reserved for a coming version is refused with that reason, so that nobody believes it is in
-  force.
 """
 
 from __future__ import annotations
@@ -29,6 +27,11 @@ from config.dsn import redact_dsn
 from config.section import Dsn, Section, option
 
 OptimizeFor = Literal["recall", "latency", "balanced"]
+TLSMode = Literal["disable", "allow", "require", "verify-ca", "verify-full"]
+SSLMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+
+SYSTEM = Path("system")
+"""As `upstream.sslrootcert`: no file, but the certificates that the operating system trusts."""
 
 AUTH_QUERY = (
     "SELECT a.rolname, a.rolpassword FROM pg_catalog.pg_authid AS a WHERE a.rolname OPERATOR(pg_catalog.=) "
@@ -38,16 +41,6 @@ AUTH_QUERY = (
 """Only who could log in at the server: not after VALID UNTIL, not without LOGIN; every name with its "
 "schema."""
 
-RESERVED = {
-    "listen.tls_cert": "TLS towards clients is not supported yet",
-    "listen.tls_key": "TLS towards clients is not supported yet",
-    "listen.tls_mode": "TLS towards clients is not supported yet",
-    "listen.unix_socket": "listening on a unix socket is not supported yet",
-    "upstream.sslmode": "TLS towards the server is not supported yet",
-    "upstream.sslrootcert": "TLS towards the server is not supported yet",
-}
-"""Keys whose names are fixed and whose function is still to come, with the reason for refusing them."""
-
 
 class Listen(Section):
     """Where applications connect."""
@@ -56,7 +49,7 @@ class Listen(Section):
         "127.0.0.1",
         'Address on which clients are accepted; "0.0.0.0" or "::" accepts from everywhere.',
         downside=(
-            "Client connections are not encrypted yet: an address that others can reach exposes the traffic."
+            "An address that others can reach exposes the traffic, unless listen.tls_mode demands encryption."
         ),
         min_length=1,
     )
@@ -67,6 +60,76 @@ class Listen(Section):
         ge=0,
         le=65535,
     )
+    tls_mode: TLSMode | None = option(
+        None,
+        'Whether clients come with TLS: "disable" declines it, "allow" leaves it to the client, "require" '
+        'refuses a client without, "verify-ca" also one without a certificate that tls_ca has signed, and '
+        '"verify-full" one whose certificate is not in the name of the user. Left out: "allow" where '
+        'tls_cert is set, else "disable". Over a unix socket there is no TLS, and none is asked for.',
+        downside=(
+            '"allow" encrypts only for clients that ask; the stricter refuse those that do not (docs/tls.md).'
+        ),
+    )
+    tls_cert: Path | None = option(
+        None,
+        "File with the certificate that clients are shown, in PEM format, intermediate ones behind it. "
+        "It is read again when it has changed, as are tls_key and tls_ca.",
+        downside="It runs out one day; replace it before, no connection is lost by that.",
+        strict=False,
+    )
+    tls_key: Path | None = option(
+        None,
+        "File with the private key of tls_cert, without a passphrase; left out: it is in tls_cert.",
+        downside="Whoever reads it can pretend to be this proxy.",
+        strict=False,
+    )
+    tls_ca: Path | None = option(
+        None,
+        'File with the certificates of those who sign clients\' certificates, for tls_mode "verify-ca" and '
+        '"verify-full".',
+        downside="Everybody with a certificate signed by one of them is let past this check.",
+        strict=False,
+    )
+    tls_min_version: Literal["1.2", "1.3"] = option(
+        "1.2",
+        "Oldest version of TLS that clients may use.",
+        downside='"1.3" locks out clients with an OpenSSL older than 1.1.1 or an old Java.',
+    )
+    unix_socket: Path | None = option(
+        None,
+        "Directory in which clients are accepted on a unix socket as well; the socket is called "
+        ".s.PGSQL.<port>, after listen.port.",
+        downside=(
+            "The directory must exist and be writable, and no PostgreSQL server may use the same port in it."
+        ),
+        strict=False,
+    )
+    unix_socket_mode: str = option(
+        "0777",
+        "Rights of the unix socket, in octal digits; who may write may connect.",
+        downside='"0777" lets every user of the machine connect; who logs in is still for the server to say.',
+        pattern="^0?[0-7]{3}$",
+    )
+
+    @property
+    def effective_tls_mode(self) -> TLSMode:
+        """The mode, with its default resolved."""
+        return self.tls_mode or ("disable" if self.tls_cert is None else "allow")
+
+    @property
+    def requires_tls(self) -> bool:
+        """Whether a client has to come with TLS, unless over a unix socket."""
+        return self.effective_tls_mode in ("require", "verify-ca", "verify-full")
+
+    @property
+    def checks_client_certificates(self) -> bool:
+        """Whether a client needs a certificate."""
+        return self.effective_tls_mode in ("verify-ca", "verify-full")
+
+    @property
+    def socket_path(self) -> Path | None:
+        """The unix socket; None without one."""
+        return self.unix_socket / f".s.PGSQL.{self.port}" if self.unix_socket else None
 
 
 class Upstream(Section):
@@ -85,6 +148,51 @@ class Upstream(Section):
         ge=1,
         le=65535,
     )
+    sslmode: SSLMode | None = option(
+        None,
+        "Whether the server is reached with TLS, in the words of libpq, which mean the same as there. "
+        'Left out: "prefer", over a unix socket "disable", and with sslrootcert = "system" "verify-full".',
+        downside=(
+            'Up to "require" nobody makes sure that it is the right server, unless sslrootcert is set; '
+            '"prefer" and "allow" may go on without encryption. Encryption costs both sides some time.'
+        ),
+    )
+    sslrootcert: Path | None = option(
+        None,
+        "File with the certificates that the server's is checked by; "
+        '"system" means those that the operating system trusts. With a file "require" checks as '
+        '"verify-ca" does, as in libpq. It is read again when it has changed, as are sslcert and sslkey.',
+        downside='"system" trusts hundreds of authorities, so it demands "verify-full".',
+        strict=False,
+    )
+    sslcert: Path | None = option(
+        None,
+        "File with a certificate of the proxy's own, for a server that asks for one.",
+        downside=(
+            "It is one for all clients: a server that takes the user's name from it (clientcert=verify-full, "
+            "method cert) sees the same name from all."
+        ),
+        strict=False,
+    )
+    sslkey: Path | None = option(
+        None,
+        "File with the private key of sslcert, without a passphrase; left out: it is in sslcert.",
+        downside="Whoever reads it can pretend to be this proxy.",
+        strict=False,
+    )
+    sslnegotiation: Literal["postgres", "direct"] = option(
+        "postgres",
+        'How TLS begins: "postgres" asks first, "direct" begins at once, which saves a round trip and needs '
+        "PostgreSQL 17.",
+        downside='An older server closes the connection; "direct" needs sslmode "require" or stronger.',
+    )
+
+    @property
+    def effective_sslmode(self) -> SSLMode:
+        """The mode, with its default resolved; a unix socket is never encrypted."""
+        if self.socket_path is not None:
+            return "disable"
+        return self.sslmode or ("verify-full" if self.sslrootcert == SYSTEM else "prefer")
 
     @property
     def socket_path(self) -> Path | None:

@@ -108,6 +108,7 @@ def _load(path: Path | None) -> Config:
     except ConfigError as error:
         _fail(str(error), 2)
     _check_users_file(config.auth)
+    _check_certificates(config)
     return config
 
 
@@ -122,6 +123,17 @@ def _check_users_file(auth: Auth) -> None:
         read_users(auth.users_file)
     except UsersFileError as error:
         _fail("\n  ".join([f"auth.users_file {auth.users_file}:", *error.problems]), 2)
+
+
+def _check_certificates(config: Config) -> None:
+    """Refuse to start with certificates that cannot be used; a running proxy would keep the old ones."""
+    if config.listen.effective_tls_mode == config.upstream.effective_sslmode == "disable":
+        return
+    from proxy.net.certificates import problems
+
+    found = problems(config)
+    if found:
+        _fail("\n  ".join(["certificates cannot be used:", *found]), 2)
 
 
 def _fail(message: str, code: int) -> NoReturn:

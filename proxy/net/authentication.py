@@ -83,6 +83,13 @@ class Inbox:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
 
+    async def wait_first(self) -> int | None:
+        """Wait for the first byte and return it without taking it out; None: the peer has closed."""
+        while not self._data and not self._ended:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self._data[0] if self._data else None
+
     def rest(self) -> bytes:
         """Return what has arrived and is nobody's yet; the inbox is empty then."""
         rest, self._data = self._data, b""

@@ -42,3 +42,39 @@ def protocol_violation(reason: str) -> bytes:
 def shutting_down() -> bytes:
     """The proxy is being stopped."""
     return _fatal(b"57P01", "terminating connection because the proxy is shutting down", "Connect again.")
+
+
+def upstream_without_tls(name: str, problem: str) -> bytes:
+    """The server is there, but not as encrypted, or not as trustworthy, as was asked."""
+    return _fatal(
+        b"08001",
+        f"no TLS with the upstream server at {name}: {problem}",
+        "See upstream.sslmode and upstream.sslrootcert in the proxy's configuration.",
+    )
+
+
+def tls_required() -> bytes:
+    """The client has come without TLS."""
+    return _fatal(
+        b"28000",
+        "connections without TLS are not accepted (listen.tls_mode)",
+        "Connect with sslmode=require or stronger.",
+    )
+
+
+def certificate_required() -> bytes:
+    """The client has shown no certificate."""
+    return _fatal(
+        b"28000",
+        "connection requires a valid client certificate (listen.tls_mode)",
+        "Connect with a certificate: sslcert and sslkey in libpq.",
+    )
+
+
+def certificate_of_another(user: bytes) -> bytes:
+    """The client has shown somebody else's certificate."""
+    return _fatal(
+        b"28000",
+        f'certificate authentication failed for user "{user.decode(errors="replace")}"',
+        "The common name (CN) of the client certificate has to be the name of the user.",
+    )

@@ -1,4 +1,4 @@
-"""The only place with client sockets: two transports, one session between them, back-pressure each way.
+"""The client's side of a connection: two transports, one session between them, back-pressure each way.
 
 Each side is an asyncio Protocol.  What a `data_received` brings is handed to the session and what comes out
 is written to the other side at once, in one write.  When a transport's buffer is full the *other* side
@@ -7,7 +7,7 @@ reads cannot lock up.
 
 Life of a connection, each step entered once:
 
-    STARTUP         the client's first packets; nothing upstream yet
+    STARTUP         the client's first packets, and its TLS handshake; nothing upstream yet
     AUTHENTICATING  the proxy authenticates the client (only where auth.mode is "scram")
     CONNECTING      the upstream connection is being made, and logged in where the proxy does that; what the
                     client sends is kept (it is not read further)
@@ -24,36 +24,28 @@ import asyncio
 import enum
 import logging
 import socket
+import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import cast
 
-from proxy.auth.binding import end_point
 from proxy.auth.frontend import MAX_MESSAGE as MAX_FROM_CLIENT
 from proxy.auth.frontend import Credentials
-from proxy.auth.login import MAX_MESSAGE as MAX_FROM_SERVER
 from proxy.auth.refusal import Cause, Refusal, timeout
 from proxy.auth.relayed import RelayedAuthentication
 from proxy.net import messages
 from proxy.net.authentication import Authenticator, Inbox
+from proxy.net.certificates import ALPN, ServerSide
+from proxy.net.client_tls import PLAIN, ClientTLS
+from proxy.net.preamble import Answer, Encrypt, Preamble, Request
+from proxy.net.server_side import HIGH_WATER, UpstreamConnection, close_soon, keep_alive
+from proxy.net.tls import TLSTransport
+from proxy.net.upstream import Upstream, UpstreamTLSError
 from proxy.session.adaptation import Adapter
 from proxy.session.frontend import Session
-from proxy.wire import framing
 from proxy.wire.errors import ProtocolViolation
-from proxy.wire.startup import (
-    ENCRYPTION_REFUSED,
-    CancelRequest,
-    GSSENCRequest,
-    SSLRequest,
-    StartupMessage,
-    decode_startup,
-)
-
-if TYPE_CHECKING:
-    from proxy.net.upstream import Upstream
+from proxy.wire.startup import CancelRequest, StartupMessage
 
 log = logging.getLogger(__name__)
-
-_HIGH_WATER: Final = 256 * 1024  # bytes in a transport's write buffer at which the other side stops reading
 
 
 class State(enum.Enum):
@@ -73,10 +65,13 @@ class ClientConnection(asyncio.Protocol):
         "_adapter",
         "_authenticator",
         "_buffer",
+        "_client_tls",
         "_eof",
         "_inbox",
         "_limit",
         "_on_close",
+        "_preamble",
+        "_side",
         "_task",
         "_timeout",
         "_upstream_at",
@@ -93,6 +88,7 @@ class ClientConnection(asyncio.Protocol):
         upstream_at: Upstream,
         on_close: Callable[[ClientConnection], None],
         *,
+        client_tls: ClientTLS = PLAIN,
         authenticator: Authenticator | None = None,
         authentication_timeout: float = 60.0,
     ) -> None:
@@ -102,6 +98,9 @@ class ClientConnection(asyncio.Protocol):
         self._timeout = authentication_timeout
         self._upstream_at = upstream_at
         self._on_close = on_close
+        self._client_tls = client_tls
+        self._preamble = Preamble(offers_tls=False)
+        self._side: ServerSide | None = None  # what the client was shown
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
         self._eof = False
@@ -118,10 +117,12 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a client."""
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=_HIGH_WATER)
-        _keep_alive(self.transport)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        keep_alive(self.transport)
         self._adapter.counters.connections_opened += 1
         self._limit = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
+        self._side = None if self._is_local else self._client_tls.side()
+        self._preamble = Preamble(offers_tls=self._side is not None)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client's on."""
@@ -145,10 +146,11 @@ class ClientConnection(asyncio.Protocol):
             self._inbox.feed(data)
             if self._inbox.full and self.transport is not None:
                 self.transport.pause_reading()
+        elif self.state is State.STARTUP:
+            self._preamble.feed(data)
+            self._start()
         elif self.state is not State.CLOSED:
             self._buffer += data
-            if self.state is State.STARTUP:
-                self._start()
 
     def eof_received(self) -> bool:
         """Pass the client's end of stream on; keep reading what the server still has to say."""
@@ -190,45 +192,79 @@ class ClientConnection(asyncio.Protocol):
         assert self.transport is not None
         while self.state is State.STARTUP:
             try:
-                end = framing.cut_startup(self._buffer)
-                if end is None or end > len(self._buffer):
-                    return
-                packet = self._buffer[:end]
-                request = decode_startup(packet[4:])
+                step = self._preamble.next()
             except ProtocolViolation as violation:
                 self._refuse_client(str(violation))
                 return
-            self._buffer = self._buffer[end:]
-            if isinstance(request, SSLRequest | GSSENCRequest):
-                if self._buffer:
-                    # Somebody may have slipped in plain text before the encryption (CVE-2021-23214's class).
-                    self._refuse_client("received unencrypted data after SSL or GSSAPI encryption request")
-                    return
-                self.transport.write(ENCRYPTION_REFUSED)
-                continue
-            self.state = State.CONNECTING
-            self.transport.pause_reading()
-            if self._authenticator is None or isinstance(request, CancelRequest):
-                self._stop_clock()  # from here on the server's own limits hold
-            work = (
-                self._cancel(packet) if isinstance(request, CancelRequest) else self._connect(packet, request)
-            )
-            self._task = asyncio.get_running_loop().create_task(work)
+            if step is None:
+                return
+            if isinstance(step, Answer):
+                self.transport.write(step.data)
+            elif isinstance(step, Encrypt):
+                self._encrypt(step)
+                return
+            else:
+                self._begin(step)
+
+    def _encrypt(self, step: Encrypt) -> None:
+        """Put TLS between the client's transport and this side; the preamble goes on inside it."""
+        assert self.transport is not None
+        assert self._side is not None
+        if step.answer:
+            self.transport.write(step.answer)
+
+        def done(reason: Exception | None) -> None:
+            if reason is None and step.direct and tls.ssl_object.selected_alpn_protocol() != ALPN:
+                reason = ConnectionError("direct TLS without the application protocol (ALPN) that it demands")
+            if reason is None:
+                self._preamble.encrypted()
+            elif self.state is not State.CLOSED:
+                log.warning("TLS with %s failed: %s", self._peer, reason)
+                self._adapter.counters.connections_refused += 1
+                self.close()
+
+        tls = TLSTransport(self.transport, self._side.context, server_side=True, on_done=done)
+        tls.set_protocol(self)
+        self.transport = tls
+        tls.start(step.received)
+
+    def _begin(self, request: Request) -> None:
+        """The client has said what it wants: a session, or something cancelled."""
+        assert self.transport is not None
+        message = request.message
+        if isinstance(message, StartupMessage) and not self._is_local:
+            objection = self._client_tls.objection(message.get(b"user") or b"", self._tls_object)
+            if objection is not None:
+                self._adapter.counters.connections_refused += 1
+                self._end(objection)
+                return
+        self._buffer = self._preamble.rest()
+        self.state = State.CONNECTING
+        self.transport.pause_reading()
+        if self._authenticator is None or isinstance(message, CancelRequest):
+            self._stop_clock()  # from here on the server's own limits hold
+        work = (
+            self._cancel(request.packet)
+            if isinstance(message, CancelRequest)
+            else self._connect(request.packet, message)
+        )
+        self._task = asyncio.get_running_loop().create_task(work)
 
     async def _connect(self, packet: bytes, startup: StartupMessage) -> None:
         """Make the session: authenticate if that is the proxy's task, connect upstream; then relay."""
         try:
             credentials = await self._admit(startup) if self._authenticator is not None else None
-            upstream = await self._upstream_at.connect(
-                lambda: UpstreamConnection(self, Inbox(MAX_FROM_SERVER) if credentials is not None else None)
-            )
+            upstream = await self._upstream_at.connect(lambda: UpstreamConnection(self), packet)
             if self.state is not State.CONNECTING or self.transport is None:
                 upstream.transport.abort()
                 return
             self.upstream = upstream
-            upstream.transport.write(packet)
             if credentials is not None:
                 await self._log_in(credentials, upstream)
+        except UpstreamTLSError as failure:
+            self._adapter.counters.connections_refused += 1
+            log.error("no TLS with upstream %s: %s", self._upstream_at.name, failure)
+            self._end(messages.upstream_without_tls(self._upstream_at.name, str(failure)))
         except OSError as error:
             self._adapter.counters.connections_refused += 1
             self._end(messages.upstream_unreachable(self._upstream_at.name, error))
@@ -289,12 +325,28 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_encrypted(self) -> bool:
         """Whether the client has come with TLS."""
-        return False
+        return isinstance(self.transport, TLSTransport)
 
     @property
     def end_point(self) -> bytes | None:
         """Channel binding of the certificate that the client was shown."""
-        return None
+        return self._side.end_point if self._side is not None and self.is_encrypted else None
+
+    @property
+    def _tls_object(self) -> ssl.SSLObject | None:
+        return self.transport.ssl_object if isinstance(self.transport, TLSTransport) else None
+
+    @property
+    def _is_local(self) -> bool:
+        """Whether the client is on a unix socket."""
+        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
+        return sock is not None and sock.family == socket.AF_UNIX
+
+    @property
+    def _peer(self) -> object:
+        """The client's address, for messages."""
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
+        return peer or "a unix socket"
 
     async def _cancel(self, packet: bytes) -> None:
         """Send a CancelRequest upstream; close the client only after upstream has closed.
@@ -324,11 +376,10 @@ class ClientConnection(asyncio.Protocol):
     def _refuse_login(self, refused: Refusal) -> None:
         """The client is not let in, or could not be logged in at the server."""
         self._adapter.counters.logins_failed[refused.cause.value] += 1
-        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
         log.log(
             logging.ERROR if refused.cause is Cause.LOOKUP else logging.WARNING,
             "login from %s refused: %s",
-            peer or "a unix socket",
+            self._peer,
             refused,
         )
         self._end(refused.response.encode())
@@ -381,113 +432,13 @@ class ClientConnection(asyncio.Protocol):
             self._task.cancel()
         self._task = None
         self._buffer = b""
-        if self.upstream is not None and not self.upstream.transport.is_closing():
-            self.upstream.transport.close()
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.close()
+        if self.upstream is not None:
+            close_soon(self.upstream.transport)
+        close_soon(self.transport)
         self._adapter.counters.connections_closed += 1
         self._on_close(self)
-
-
-class UpstreamConnection(asyncio.Protocol):
-    """The server's side."""
-
-    __slots__ = ("client", "inbox", "lost", "transport")
-
-    transport: asyncio.Transport
-
-    def __init__(self, client: ClientConnection, inbox: Inbox | None = None) -> None:
-        self.client = client
-        self.inbox = inbox  # while the proxy logs in
-        self.lost = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The server has accepted."""
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=_HIGH_WATER)
-        _keep_alive(self.transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Pass bytes of the server's on."""
-        client = self.client
-        session = client.session
-        if session is None or client.transport is None:
-            if self.inbox is not None:
-                self.inbox.feed(data)
-            return
-        authentication = client.authentication
-        if authentication is not None:
-            data = authentication.from_server(data)
-            if authentication.over:
-                client.authentication = None
-        try:
-            out = session.from_server(data)
-        except ProtocolViolation as violation:
-            log.error("upstream %s does not speak PostgreSQL: %s", client.upstream_name, violation)
-            if not session.started:
-                # A server that cannot fork a backend answers in protocol 2: the client's driver knows it.
-                client.transport.write(data)
-            client.close()
-            return
-        if out:
-            client.transport.write(out)
-        if session.resend:
-            again, session.resend = session.resend, b""
-            self.transport.write(again)
-
-    def eof_received(self) -> bool:
-        """The server has said its last."""
-        return False
-
-    def pause_writing(self) -> None:
-        """The server reads slowly: stop reading from the client."""
-        if self.client.transport is not None:
-            self.client.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """The server has caught up."""
-        if self.client.transport is not None and not self.client.transport.is_closing():
-            self.client.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The server is gone."""
-        self.lost = True
-        if self.inbox is not None:
-            self.inbox.end()
-        else:
-            self.client.upstream_gone()
-
-    def hand_over(self) -> None:
-        """The login is over: let the session have what has come behind it."""
-        inbox, self.inbox = self.inbox, None
-        if inbox is None:
-            return
-        rest = inbox.rest()
-        if rest:
-            self.data_received(rest)
-        if self.lost:
-            self.client.upstream_gone()
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether the server was reached with TLS."""
-        return self.transport.get_extra_info("ssl_object") is not None
-
-    @property
-    def end_point(self) -> bytes | None:
-        """Channel binding of the certificate that the server has shown; None without TLS."""
-        tls = self.transport.get_extra_info("ssl_object")
-        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
-        return end_point(certificate) if certificate is not None else None
 
 
 def _is_replication(parameters: dict[str, str]) -> bool:
     """Tell whether this is a connection for the replication protocol, which is relayed without looking."""
     return parameters.get("replication", "").lower() not in ("", "false", "off", "no", "0", "f", "n")
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Find out about peers that vanish without a word."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from config.schema import Config
 from proxy.auth.lookup import lasting_secret
+from proxy.net import certificates
 from proxy.net.authentication import Authenticator
+from proxy.net.client_tls import ClientTLS
 from proxy.net.learner_link import LearnerLink
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
@@ -46,9 +48,14 @@ async def run(
     sys.setswitchinterval(_SWITCH_SECONDS)
     adapter = Adapter(metrics.counters, enabled=config.learning.enabled)
     adapter.observe = metrics.observe
-    upstream = Upstream(config.upstream.host, config.upstream.port, config.limits.connect_timeout)
+    upstream = Upstream.create(config.upstream, config.limits.connect_timeout)
+    for_clients = certificates.for_clients(config.listen)
+    keepers = [keeper for keeper in (for_clients, upstream.keeper) if keeper is not None]
+    client_tls = ClientTLS(config.listen, for_clients)
     connections: set[ClientConnection] = set()
     tasks = [asyncio.create_task(_flush(metrics))]
+    if keepers:
+        tasks.append(asyncio.create_task(certificates.watch(keepers)))
     if learner_socket is not None:
         link = LearnerLink(learner_socket, adapter, buffer_size=config.learning.trajectory_buffer_size)
         tasks.append(asyncio.create_task(link.run()))
@@ -62,6 +69,7 @@ async def run(
             adapter,
             upstream,
             connections.discard,
+            client_tls=client_tls,
             authenticator=authenticator,
             authentication_timeout=config.limits.authentication_timeout,
         )
@@ -69,7 +77,12 @@ async def run(
         return connection
 
     loop = asyncio.get_running_loop()
-    servers = [await loop.create_server(accept, sock=sock, backlog=1024) for sock in sockets]
+    servers = [
+        await (loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server)(
+            accept, sock=sock, backlog=1024
+        )
+        for sock in sockets
+    ]
     try:
         await stop.wait()
         for server in servers:

@@ -10,10 +10,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from config.schema import Auth
+from config.schema import Auth, Listen
+from config.schema import Upstream as UpstreamOptions
 from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust
 from proxy.net.authentication import Authenticator
+from proxy.net.certificates import for_clients
+from proxy.net.client_tls import ClientTLS
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter, Execution
@@ -52,7 +55,10 @@ class Dictated(SearchOptimizer):
 
 
 class Proxy:
-    """A worker's relay between a free local port and `upstream`; use as a context manager."""
+    """A worker's relay between a free local port and a server; use as a context manager.
+
+    `upstream` takes the place of `host` and `port` where there is more to say; `listen` is for its TLS options.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,8 @@ class Proxy:
         settings: Settings = (),
         *,
         adapter: type[Adapter] = Adapter,
+        listen: Listen | None = None,
+        upstream: UpstreamOptions | None = None,
         listen_port: int = 0,
         auth: Auth | None = None,
         authentication_timeout: float = 30.0,
@@ -68,7 +76,10 @@ class Proxy:
         self.counters = Counters()
         self.trajectories: list[Trajectory] = []
         self.connections: set[ClientConnection] = set()
-        self._upstream = Upstream(host, port, timeout=5.0)
+        self.upstream = Upstream.create(upstream or UpstreamOptions(host=host, port=port), timeout=5.0)
+        listen = listen or Listen()
+        self.certificates = for_clients(listen)
+        self._client_tls = ClientTLS(listen, self.certificates)
         self._settings = settings
         self._adapter_type = adapter
         self._listen_port = listen_port
@@ -120,8 +131,9 @@ class Proxy:
         def accept() -> ClientConnection:
             connection = ClientConnection(
                 self.adapter,
-                self._upstream,
+                self.upstream,
                 self.connections.discard,
+                client_tls=self._client_tls,
                 authenticator=authenticator,
                 authentication_timeout=self._authentication_timeout,
             )

@@ -72,7 +72,7 @@ def test_check_config_shows_what_holds_without_the_password(tmp_path: Path) -> N
     code, text, _ = run("check-config", "--config", str(path), RUVECTOR_LISTEN_PORT="7000")
     assert code == 0
     shown = json.loads(text)
-    assert shown["listen"] == {"host": "127.0.0.1", "port": 7000}
+    assert (shown["listen"]["host"], shown["listen"]["port"]) == ("127.0.0.1", 7000)
     assert shown["learner"]["dsn"] == "postgresql://me:***@h/db"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from config import docs
 from config.loader import known_keys, load, sections, variable
-from config.schema import RESERVED, Config, Table
+from config.schema import Config, Table
 
 
 def test_the_reference_in_the_repository_is_up_to_date() -> None:
@@ -32,11 +32,6 @@ def test_the_reference_describes_every_key(key: str) -> None:
 @pytest.mark.parametrize("key", Table.model_fields)
 def test_the_reference_describes_every_option_of_a_table(key: str) -> None:
     assert f"### {key}\n" in docs.REFERENCE.read_text(encoding="utf-8")
-
-
-def test_the_reference_names_every_reserved_key() -> None:
-    text = docs.REFERENCE.read_text(encoding="utf-8")
-    assert all(f"- `{key}`: " in text for key in RESERVED)
 
 
 @pytest.mark.parametrize("section", [*sections().values(), Table])

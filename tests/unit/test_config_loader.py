@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from config.docs import SAMPLE
 from config.loader import ConfigError, known_keys, load, sections, variable
-from config.schema import RESERVED, Config, Table
+from config.schema import Config, Table
 
 MINIMAL = """
 [upstream]
@@ -23,10 +23,22 @@ dsn = "postgresql://app:secret@db.example:5433/app"
 OTHER_VALUES: dict[str, str] = {
     "listen.host": "0.0.0.0",
     "listen.port": "7000",
-    "upstream.host": "/run/postgresql",
+    "upstream.host": "db",
     "upstream.port": "5433",
     "admin.host": "::1",
     "admin.port": "0",
+    "listen.tls_mode": "verify-full",
+    "listen.tls_cert": "/etc/tls/server.pem",
+    "listen.tls_key": "/etc/tls/server.key",
+    "listen.tls_ca": "/etc/tls/ca.crt",
+    "listen.tls_min_version": "1.3",
+    "listen.unix_socket": "/run/other",
+    "listen.unix_socket_mode": "0700",
+    "upstream.sslmode": "verify-ca",
+    "upstream.sslrootcert": "/etc/tls/root.crt",
+    "upstream.sslcert": "/etc/tls/proxy.crt",
+    "upstream.sslkey": "/etc/tls/proxy.key",
+    "upstream.sslnegotiation": "direct",
     "workers.count": "3",
     "learner.dsn": "postgresql://me:pw@h/d",
     "learner.budget": "0.5",
@@ -105,13 +117,6 @@ def test_the_environment_overrides_the_file_for_every_key(key: str, tmp_path: Pa
     assert value != from_file or key == "store.kind"  # which has one value only
 
 
-@pytest.mark.parametrize("key", RESERVED)
-def test_a_reserved_key_is_refused_as_not_supported_yet(key: str, tmp_path: Path) -> None:
-    section, name = key.split(".")
-    assert "not supported yet" in mistakes(write(tmp_path, f'[{section}]\n{name} = "x"'), {})[key]
-    assert "not supported yet" in mistakes(None, {variable(key): "x"})[variable(key)]
-
-
 def test_the_store_in_postgres_is_refused_as_not_supported_yet() -> None:
     assert "not supported yet" in mistakes(None, {"RUVECTOR_STORE_KIND": "postgres"})["RUVECTOR_STORE_KIND"]
 
@@ -124,7 +129,7 @@ def test_all_mistakes_are_reported_at_once_each_where_it_was_written(tmp_path: P
         [listen]
         prt = 1
         port = 70000
-        tls_cert = "server.crt"
+        tls_mode = "prefer"
         [upstream]
         port = "5432"
         [workers]
@@ -148,7 +153,7 @@ def test_all_mistakes_are_reported_at_once_each_where_it_was_written(tmp_path: P
         "lisen": ": unknown section; did you mean listen?",
         "listen.prt": ": unknown key; did you mean listen.port?",
         "listen.port": "70000: should be at most 65535",
-        "listen.tls_cert": '"server.crt": TLS towards clients is not supported yet',
+        "listen.tls_mode": "\"prefer\": should be 'disable', 'allow', 'require', 'verify-ca' or 'verify-full'",
         "upstream.port": '"5432": should be a valid integer',
         "workers.count": "0: should be at least 1, or should be 'auto'",
         "learner.dsn": found["learner.dsn"],
@@ -281,5 +286,5 @@ def test_the_variable_for_the_file_itself_is_not_an_unknown_option() -> None:
 
 def test_section_names_are_single_words_so_that_variables_are_unambiguous() -> None:
     assert all("_" not in name for name in sections())
-    names = [variable(key) for key in [*known_keys(), *RESERVED, "tables"]]
+    names = [variable(key) for key in [*known_keys(), "tables"]]
     assert len(names) == len(set(names))
