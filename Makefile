@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential bench-proxy bench-index clean
+.PHONY: help demo test lint types unit integration differential bench-proxy bench-index bench-live clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
