@@ -26,7 +26,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from proxy.auth.frontend import MAX_MESSAGE as MAX_FROM_CLIENT
 from proxy.auth.frontend import Credentials
@@ -46,6 +46,8 @@ from proxy.wire.errors import ProtocolViolation
 from proxy.wire.startup import CancelRequest, StartupMessage
 
 log = logging.getLogger(__name__)
+
+_BIND_PATIENCE: Final = 0.01  # seconds that a vector query's Bind is kept for what follows it
 
 
 class State(enum.Enum):
@@ -142,6 +144,8 @@ class ClientConnection(asyncio.Protocol):
                 return
             if out:
                 upstream.transport.write(out)
+            if self.session.keeps_bind:
+                asyncio.get_running_loop().call_later(_BIND_PATIENCE, self._release)
         elif self._inbox is not None:
             self._inbox.feed(data)
             if self._inbox.full and self.transport is not None:
@@ -151,6 +155,17 @@ class ClientConnection(asyncio.Protocol):
             self._start()
         elif self.state is not State.CLOSED:
             self._buffer += data
+
+    def _release(self) -> None:
+        """Send a Bind that is kept though nothing follows it: the client may wait for an error in it."""
+        session, upstream = self.session, self.upstream
+        if (
+            self.state is State.RELAYING
+            and session is not None
+            and upstream is not None
+            and session.keeps_bind
+        ):
+            upstream.transport.write(session.release())
 
     def eof_received(self) -> bool:
         """Pass the client's end of stream on; keep reading what the server still has to say."""

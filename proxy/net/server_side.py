@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from typing import TYPE_CHECKING, Final, cast
 
@@ -111,7 +112,11 @@ class UpstreamConnection(asyncio.Protocol):
         return await self.inbox.wait_first() == framing.ERROR_RESPONSE
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server is gone."""
+        """The server is gone; what it said before is still delivered."""
+        if exc is not None and not self.is_encrypted:
+            rest = _unread(self.transport)
+            if rest:
+                self.data_received(rest)
         self.lost = True
         if self.inbox is not None:
             self.inbox.end()
@@ -140,3 +145,21 @@ class UpstreamConnection(asyncio.Protocol):
         tls = self.transport.get_extra_info("ssl_object")
         certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         return end_point(certificate) if certificate is not None else None
+
+
+def _unread(transport: asyncio.Transport) -> bytes:
+    """Return what the kernel has received on a connection that a failed *write* has ended.
+
+    A server that closes with a FATAL error while a client still sends resets the connection; where the event
+    loop finds out by writing, it does not read any more.
+    """
+    sock = transport.get_extra_info("socket")
+    parts: list[bytes] = []
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as copy:
+            copy.setblocking(False)
+            while part := copy.recv(1 << 18):
+                parts.append(part)
+    except (OSError, AttributeError):
+        pass  # nothing more, or nothing to be read from
+    return b"".join(parts)

@@ -48,9 +48,11 @@ class Session(Enforcer):
     __slots__ = (
         "_client_skip",
         "_client_tail",
+        "_impatient",
         "_portals",
         "_scope",
         "_statements",
+        "keeps_bind",
         "terminated",
     )
 
@@ -59,6 +61,8 @@ class Session(Enforcer):
         super().__init__(adapter, parameters)
         user = parameters.get("user", "")
         self.terminated = False  # the client has said goodbye
+        self.keeps_bind = False  # until it is seen what follows it, or `release`
+        self._impatient = False
         self._raw = raw
         self._scope = Scope(database=parameters.get("database", user), user=user, search_path=None)
         self._statements: dict[bytes, Statement] = {}  # prepared, and of interest
@@ -79,6 +83,7 @@ class Session(Enforcer):
         if self._client_tail:
             data = self._client_tail + data
             self._client_tail = b""
+            self.keeps_bind = False
         if self._raw:
             return data
         size = len(data)
@@ -104,6 +109,7 @@ class Session(Enforcer):
                     first = self._injected
                     inserted = self._bind(data, position, end, size)
                     if inserted is _WAIT:
+                        self.keeps_bind = True
                         break
                     if self._injected is not first:
                         replay_from = position
@@ -176,6 +182,14 @@ class Session(Enforcer):
         out.append(data[start:position])
         return b"".join(out)
 
+    def release(self) -> bytes:
+        """Return a Bind that has been kept for long enough: its query is left alone."""
+        self._impatient = True
+        try:
+            return self.from_client(b"")
+        finally:
+            self._impatient = False
+
     def client_ended(self) -> bytes:
         """Return what has been kept of the client's bytes: no more will come."""
         rest, self._client_tail = self._client_tail, b""
@@ -245,7 +259,7 @@ class Session(Enforcer):
             self._take_note(statement)
             return self._restore()
         executed = _executed_behind(data, end, size, portal, idle=self._state() == IDLE)
-        if executed is None and size - position <= _HOLD:
+        if executed is None and size - position <= _HOLD and not self._impatient:
             return _WAIT
         self._take_note(statement)
         started = perf_counter()

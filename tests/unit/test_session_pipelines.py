@@ -25,6 +25,10 @@ DEALLOCATED = message("C", b"DEALLOCATE ALL\0")
 COPY_IN = message("G", b"\0\0\1\0\0")
 
 
+def kept(session: Session) -> bool:
+    return session.keeps_bind
+
+
 @pytest.fixture
 def session() -> Session:
     return make_session(4711)
@@ -64,6 +68,13 @@ class TestBindIsKeptUntilItIsSeenWhatBecomesOfIt:
         session.from_client(P + B)
         assert session.client_ended() == B
         assert session.client_ended() == b""
+
+    def test_released_it_goes_as_it_is(self, session: Session) -> None:
+        session.from_client(P + B)
+        assert kept(session)
+        assert session.release() == B
+        assert not kept(session)
+        assert tags_of(session.from_client(E + SYNC)) == "ES"
 
     def test_a_kept_bind_is_not_idleness(self, session: Session) -> None:
         session.from_client(P + B)

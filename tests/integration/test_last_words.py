@@ -1,0 +1,75 @@
+"""What the server says before it closes reaches the client, also where the proxy finds out by writing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from proxy.net.relay import ClientConnection
+from proxy.net.upstream import Upstream
+from proxy.session.adaptation import Adapter
+from proxy.session.counters import Counters
+from tests.integration.raw import message, query
+
+pytestmark = pytest.mark.integration
+
+GREETING = message("R", b"\0\0\0\0") + message("Z", b"I")
+LAST = message("E", b"SFATAL\0VFATAL\0C57P01\0Mlast words\0\0")
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_server_that_closes_with_unread_input(run: Callable[[Any], None]) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    seen: list[bytes] = []
+
+    async def relay() -> None:
+        loop = asyncio.get_running_loop()
+        upstream = Upstream("127.0.0.1", listener.getsockname()[1], timeout=5.0)
+        adapter = Adapter(Counters())
+        connections: list[ClientConnection] = []
+
+        def accept() -> ClientConnection:
+            connections.append(ClientConnection(adapter, upstream, connections.remove))
+            return connections[-1]
+
+        server = await loop.create_server(accept, "127.0.0.1", 0)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        client.sendall(b"\0\0\0\x10\0\3\0\0user\0u\0\0")
+        backend = await loop.run_in_executor(None, lambda: listener.accept()[0])
+        await loop.run_in_executor(None, backend.recv, 100)
+        backend.sendall(GREETING)
+        await asyncio.sleep(0.1)
+        client.sendall(query("SELECT 1"))
+        await asyncio.sleep(0.1)
+        # The loop is kept busy meanwhile, so that it finds the client's next message and the reset together.
+        backend.sendall(LAST)
+        backend.close()  # with a Query unread: the connection is reset
+        time.sleep(0.05)  # noqa: ASYNC251
+        (connection,) = connections
+        assert connection.upstream is not None
+        connection.upstream.transport.write(query("SELECT 2"))
+        connection.upstream.transport.write(query("SELECT 3"))
+        reader = threading.Thread(target=lambda: seen.append(read_all(client)))
+        reader.start()
+        await loop.run_in_executor(None, reader.join)
+        server.close()
+
+    run(relay())
+    listener.close()
+    assert seen == [GREETING + LAST]
+
+
+def read_all(sock: socket.socket) -> bytes:
+    sock.settimeout(5)
+    data = b""
+    with sock:
+        while part := sock.recv(4096):
+            data += part
+    return data
