@@ -1,7 +1,8 @@
 """Options that are right each by itself and cannot hold together.
 
-`conflicts` finds what certainly cannot work, and the loader reports it with all other mistakes.  Each names a
-key and says what to do.
+`conflicts` finds what certainly cannot work, and the loader reports it with all other mistakes; `warnings`
+finds what may not, depending on the server and on clients that nobody knows yet.  Each names a key and says
+what to do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _CHECKED: Final = ("require", "verify-ca", "verify-full")
 
 def conflicts(config: Config) -> list[tuple[str, str]]:
     """Return key and reason of each conflict."""
-    return [*_listen(config), *_upstream(config), *_users(config)]
+    return [*_listen(config), *_upstream(config), *_users(config), *_relayed_scram(config)]
 
 
 def _listen(config: Config) -> list[tuple[str, str]]:
@@ -93,3 +94,43 @@ def _users(config: Config) -> list[tuple[str, str]]:
     if auth.query != AUTH_QUERY and auth.query_dsn is None:
         found.append(("auth.query", "has no effect without auth.query_dsn: say where to ask"))
     return found
+
+
+def _relayed_scram(config: Config) -> list[tuple[str, str]]:
+    """SCRAM cannot be relayed between two encrypted connections: docs/authentication.md says why."""
+    listen, auth = config.listen, config.auth
+    certain = (
+        listen.requires_tls and listen.unix_socket is None and config.upstream.effective_sslmode in _CHECKED
+    )
+    if auth.mode != "relay" or auth.relay_over_tls or not certain:
+        return []
+    reason = f'"relay" {_between(config)}: {_REMEDY}'
+    return [("auth.mode", reason)]
+
+
+def warnings(config: Config) -> list[str]:
+    """Return what may not work, in words."""
+    possible = (
+        config.listen.effective_tls_mode != "disable" and config.upstream.effective_sslmode != "disable"
+    )
+    if config.auth.mode != "relay" or config.auth.relay_over_tls or not possible:
+        return []
+    return [
+        f'auth.mode = "relay" {_between(config)}, which happens where the client chooses TLS and the server '
+        f"offers it, and such a client gets an error: {_REMEDY}"
+    ]
+
+
+def _between(config: Config) -> str:
+    here, there = config.listen.effective_tls_mode, config.upstream.effective_sslmode
+    return (
+        "cannot pass SCRAM on to clients that support channel binding between two encrypted connections "
+        f'(listen.tls_mode = "{here}", upstream.sslmode = "{there}")'
+    )
+
+
+_REMEDY: Final = (
+    'set auth.mode = "scram" with auth.users_file or auth.query_dsn, or set listen.tls_mode or '
+    'upstream.sslmode to "disable"; if the server asks for something else than SCRAM, or no client uses '
+    "channel binding, set auth.relay_over_tls = true"
+)

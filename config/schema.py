@@ -38,8 +38,7 @@ AUTH_QUERY = (
     "$1::pg_catalog.name AND a.rolcanlogin AND (a.rolvaliduntil IS NULL OR a.rolvaliduntil "
     "OPERATOR(pg_catalog.>) pg_catalog.now())"
 )
-"""Only who could log in at the server: not after VALID UNTIL, not without LOGIN; every name with its "
-"schema."""
+"""Only who could log in at the server: not after VALID UNTIL, not without LOGIN; names with their schema."""
 
 
 class Listen(Section):
@@ -251,9 +250,8 @@ class Learner(Section):
     dsn: Dsn | None = option(
         None,
         "Connection URI for exact searches and EXPLAIN on the side, e.g. "
-        "postgresql://user:password@host:5432/db. Its role needs SELECT on the tables to be tuned. Without"
-        " it the learner is off: "
-        "queries are relayed and counted, and run as they came.",
+        "postgresql://user:password@host:5432/db. Its role needs SELECT on the tables to be tuned. Without "
+        "it the learner is off: queries are relayed and counted, and run as they came.",
         downside=(
             "The role reads the tables, so treat the URI as a secret; set RUVECTOR_LEARNER_DSN to keep it "
             "out of the file."
@@ -515,9 +513,8 @@ class Auth(Section):
         "Time for which a user that was looked up is remembered.",
         unit="seconds",
         downside=(
-            "For so long a dropped user still gets past the proxy (not past the server, where that asks "
-            "for a "
-            "password), and a changed password may fail once."
+            "For so long a dropped user still gets past the proxy (not past the server, where that asks for "
+            "a password), and a changed password may fail once."
         ),
         ge=0.0,
         le=3600.0,
@@ -526,9 +523,8 @@ class Auth(Section):
         False,
         'Whether auth.mode = "relay" is allowed with both connections always encrypted.',
         downside=(
-            "Clients that support channel binding, such as libpq, cannot log in then where the server "
-            "asks for "
-            "SCRAM; switch it on if it asks for something else, or if all clients set "
+            "Clients that support channel binding, such as libpq, cannot log in then where the server asks "
+            "for SCRAM; switch it on if it asks for something else, or if all clients set "
             "channel_binding=disable."
         ),
     )

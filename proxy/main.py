@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from config.conflicts import warnings
 from config.loader import ConfigError, load
 from config.schema import Auth, Config
 from proxy import logs
@@ -55,7 +56,10 @@ def serve(config: ConfigPath = None) -> None:
 @app.command("check-config", epilog="Example: ruvector-proxy check-config --config proxy.toml")
 def check_config(config: ConfigPath = None) -> None:
     """Read the configuration, with the environment, and show what holds, or every mistake in it."""
-    typer.echo(_load(config).model_dump_json(indent=2))
+    options = _load(config)
+    typer.echo(options.model_dump_json(indent=2))
+    for warning in warnings(options):
+        typer.echo(f"ruvector-proxy: warning: {warning}", err=True)
 
 
 @app.command(epilog="Example: ruvector-proxy demo")

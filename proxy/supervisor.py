@@ -37,6 +37,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 import proxy
+from config.conflicts import warnings
 from config.schema import Config, host_port
 from proxy.admin import server
 from proxy.children import READY, Task
@@ -378,6 +379,9 @@ class Supervisor:
                 host_port(*admin.address),
             ),
         )
+
+        for warning in warnings(config):
+            logger.warning("%s", warning)
 
     def _checks(self) -> list[Coroutine[None, None, None]]:
         """Return what is to be said about the servers once the proxy runs."""

@@ -44,6 +44,11 @@ def shutting_down() -> bytes:
     return _fatal(b"57P01", "terminating connection because the proxy is shutting down", "Connect again.")
 
 
+def internal_error() -> bytes:
+    """The proxy itself has failed."""
+    return _fatal(b"XX000", "internal error", "The proxy's log says more. Connect again.")
+
+
 def upstream_without_tls(name: str, problem: str) -> bytes:
     """The server is there, but not as encrypted, or not as trustworthy, as was asked."""
     return _fatal(

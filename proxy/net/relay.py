@@ -37,7 +37,7 @@ from proxy.net.authentication import Authenticator, Inbox
 from proxy.net.certificates import ALPN, ServerSide
 from proxy.net.client_tls import PLAIN, ClientTLS
 from proxy.net.preamble import Answer, Encrypt, Preamble, Request
-from proxy.net.server_side import HIGH_WATER, UpstreamConnection, close_soon, keep_alive
+from proxy.net.server_side import HIGH_WATER, UpstreamConnection, close_soon, tune
 from proxy.net.tls import TLSTransport
 from proxy.net.upstream import Upstream, UpstreamTLSError
 from proxy.session.adaptation import Adapter
@@ -120,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
         """Accept a client."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        keep_alive(self.transport)
+        tune(self.transport)
         self._adapter.counters.connections_opened += 1
         self._limit = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
         self._side = None if self._is_local else self._client_tls.side()
@@ -287,6 +287,9 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_login(refused)
         except EOFError:
             self._end(messages.upstream_lost(self._upstream_at.name))
+        except Exception:
+            log.exception("a login from %s failed by a fault of the proxy's own", self._peer)
+            self._end(messages.internal_error())
         else:
             self._relay(startup, upstream)
 

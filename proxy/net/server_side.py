@@ -29,11 +29,15 @@ LINGER_SECONDS: Final = 30.0
 """What waits to be sent to a peer gets so long after the end; then the peer does not want it."""
 
 
-def keep_alive(transport: asyncio.Transport) -> None:
-    """Find out about peers that vanish without a word."""
+def tune(transport: asyncio.Transport) -> None:
+    """Find out about peers that vanish without a word, and let no small message wait for an acknowledgement.
+
+    asyncio does the latter only for sockets that name their protocol, and uvloop always.
+    """
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def close_soon(transport: asyncio.Transport | None) -> None:
@@ -61,7 +65,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The server has accepted."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        keep_alive(self.transport)
+        tune(self.transport)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server's on."""

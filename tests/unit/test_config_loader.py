@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from config.conflicts import warnings
 from config.docs import SAMPLE
 from config.loader import ConfigError, known_keys, load, sections, variable
 from config.schema import Config, Table
@@ -256,6 +257,55 @@ def test_options_that_cannot_hold_together_are_an_error_with_a_remedy(
     found = mistakes(write(tmp_path, f"[auth]\n{text}"), {})
     assert list(found) == [key]
     assert remedy in found[key]
+
+
+@pytest.mark.parametrize("listen", ["require", "verify-ca", "verify-full"])
+@pytest.mark.parametrize("upstream", ["require", "verify-ca", "verify-full"])
+def test_relaying_between_two_connections_that_are_always_encrypted_is_refused(
+    listen: str, upstream: str, tmp_path: Path
+) -> None:
+    ca = "tls_ca = 'a'\n" if listen != "require" else ""
+    text = (
+        f"[listen]\ntls_mode = '{listen}'\ntls_cert = 'c'\n{ca}"
+        f"[upstream]\nsslmode = '{upstream}'\nsslrootcert = 'r'\n"
+    )
+    found = mistakes(write(tmp_path, text), {})
+    assert list(found) == ["auth.mode"]
+    for part in (
+        f'"{listen}"',
+        f'"{upstream}"',
+        "auth.users_file",
+        "auth.query_dsn",
+        "auth.relay_over_tls = true",
+    ):
+        assert part in found["auth.mode"]
+    for remedy in ("relay_over_tls = true", "mode = 'scram'\nusers_file = 'u'"):
+        config = load(write(tmp_path, f"{text}[auth]\n{remedy}\n"), {})
+        assert warnings(config) == []
+
+
+@pytest.mark.parametrize(
+    ("listen", "upstream", "warned"),
+    [
+        ("", "", False),
+        ("", "sslmode = 'require'", False),
+        ("tls_cert = 'c'", "sslmode = 'disable'", False),
+        ("tls_cert = 'c'", "host = '/tmp'", False),
+        ("tls_cert = 'c'\ntls_mode = 'require'", "sslmode = 'disable'", False),
+        ("tls_cert = 'c'\ntls_mode = 'disable'", "sslmode = 'require'", False),
+        ("tls_cert = 'c'", "", True),
+        ("tls_cert = 'c'", "sslmode = 'require'", True),
+        ("tls_cert = 'c'\ntls_mode = 'require'", "", True),
+        ("tls_cert = 'c'\ntls_mode = 'require'", "sslmode = 'allow'", True),
+        ("tls_cert = 'c'\ntls_mode = 'require'\nunix_socket = '/tmp'", "sslmode = 'require'", True),
+    ],
+)
+def test_relaying_between_two_connections_that_may_be_encrypted_is_warned_of(
+    listen: str, upstream: str, warned: bool, tmp_path: Path
+) -> None:
+    found = warnings(load(write(tmp_path, f"[listen]\n{listen}\n[upstream]\n{upstream}\n"), {}))
+    assert len(found) == warned
+    assert all("auth.relay_over_tls = true" in each for each in found)
 
 
 def test_a_conflict_names_the_variable_that_made_it() -> None:
