@@ -3,6 +3,7 @@
     first byte 0x16                 direct TLS (PostgreSQL 17)                  -> Encrypt
     SSLRequest, GSSENCRequest       in either order, each once                  -> Encrypt or Answer
     StartupMessage, CancelRequest                                               -> Request
+    anything else of a length that the server would read                        -> Request, for it to refuse
 
 Rules
 -----
@@ -51,10 +52,13 @@ class Encrypt:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The preamble is over; `packet` is `message` as it came, with its length."""
+    """The preamble is over; `packet` is `message` as it came, with its length.
+
+    `message` is None where it cannot be read: another major version, or a layout that is wrong.
+    """
 
     packet: bytes
-    message: StartupMessage | CancelRequest
+    message: StartupMessage | CancelRequest | None
 
 
 class Preamble:
@@ -96,7 +100,10 @@ class Preamble:
             return None
         packet, self._buffer = self._buffer[:end], self._buffer[end:]
         self._first = False
-        message = decode_startup(packet[4:])
+        try:
+            message = decode_startup(packet[4:])
+        except ProtocolViolation:
+            return Request(packet, None)
         if isinstance(message, StartupMessage | CancelRequest):
             return Request(packet, message)
         return self._encryption(message)

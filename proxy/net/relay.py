@@ -247,12 +247,16 @@ class ClientConnection(asyncio.Protocol):
         """The client has said what it wants: a session, or something cancelled."""
         assert self.transport is not None
         message = request.message
-        if isinstance(message, StartupMessage) and not self._is_local:
-            objection = self._client_tls.objection(message.get(b"user") or b"", self._tls_object)
+        if not isinstance(message, CancelRequest) and not self._is_local:
+            user = message.get(b"user") if message is not None else None
+            objection = self._client_tls.objection(user or b"", self._tls_object)
             if objection is not None:
                 self._adapter.counters.connections_refused += 1
                 self._end(objection)
                 return
+        if message is None and self._authenticator is not None:
+            self._refuse_client("the start-up packet is malformed or of an unsupported protocol version")
+            return
         self._buffer = self._preamble.rest()
         self.state = State.CONNECTING
         self.transport.pause_reading()
@@ -265,10 +269,15 @@ class ClientConnection(asyncio.Protocol):
         )
         self._task = asyncio.get_running_loop().create_task(work)
 
-    async def _connect(self, packet: bytes, startup: StartupMessage) -> None:
-        """Make the session: authenticate if that is the proxy's task, connect upstream; then relay."""
+    async def _connect(self, packet: bytes, startup: StartupMessage | None) -> None:
+        """Make the session: authenticate if that is the proxy's task, connect upstream; then relay.
+
+        A start-up packet that cannot be read (None) is for the server to refuse, in its own words.
+        """
         try:
-            credentials = await self._admit(startup) if self._authenticator is not None else None
+            credentials = None
+            if self._authenticator is not None and startup is not None:
+                credentials = await self._admit(startup)
             upstream = await self._upstream_at.connect(lambda: UpstreamConnection(self), packet)
             if self.state is not State.CONNECTING or self.transport is None:
                 upstream.transport.abort()
@@ -318,14 +327,15 @@ class ClientConnection(asyncio.Protocol):
             credentials, upstream.inbox, upstream.transport.write, self.transport.write, upstream.end_point
         )
 
-    def _relay(self, startup: StartupMessage, upstream: UpstreamConnection) -> None:
+    def _relay(self, startup: StartupMessage | None, upstream: UpstreamConnection) -> None:
         """Both sides are up: let the session have what they have said meanwhile."""
         assert self.transport is not None
         parameters = {
             name.decode(errors="replace"): value.decode(errors="replace")
-            for name, value in startup.parameters
+            for name, value in (startup.parameters if startup is not None else ())
         }
-        self.session = Session(self._adapter, parameters, raw=_is_replication(parameters))
+        raw = startup is None or _is_replication(parameters)
+        self.session = Session(self._adapter, parameters, raw=raw)
         self.state = State.RELAYING
         self._task = None
         self._stop_clock()

@@ -478,8 +478,8 @@ class BackendStream:
 
     @property
     def at_boundary(self) -> bool:
-        """True where the proxy may speak to the client: the server is not in the middle of a message."""
-        return not self._server_skip
+        """True where the proxy may speak to the client: the server is known not to be within a message."""
+        return not self._server_skip and not self._raw
 
 
 def _fields(message: bytes) -> ErrorResponse | NoticeResponse:

@@ -99,6 +99,30 @@ class TestStartup:
         direct_rows, proxied_rows = (rows(client.run(P, B, E, SYNC)) for client in (direct, proxied))
         assert (direct_rows, proxied_rows) == (40, DICTATED)
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            struct.pack("!HH", 2, 0) + bytes(288),
+            struct.pack("!HH", 4, 0) + b"user\0x\0\0",
+            struct.pack("!HH", 3, 0) + b"user\0no terminator",
+            struct.pack("!HH", 3, 0) + b"\0",
+            struct.pack("!HH", 1234, 1) + b"\0",
+        ],
+    )
+    def test_what_cannot_be_read_is_refused_in_the_servers_words(
+        self, postgres: EmbeddedPostgres, dictating: Proxy, body: bytes
+    ) -> None:
+        answers = []
+        for address in addresses(postgres, dictating):
+            family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+            with socket.socket(family) as sock:
+                sock.settimeout(10)
+                sock.connect(address)
+                sock.sendall(struct.pack("!I", len(body) + 4) + body)
+                answers.append(b"".join(iter(lambda sock=sock: sock.recv(4096), b"")))  # type: ignore[misc]
+        assert answers[0] == answers[1]
+        assert b"FATAL" in answers[1]
+
     def test_unknown_protocol_options_are_negotiated_by_the_server(self, connect: Connect) -> None:
         direct, proxied = connect(**{"_pq_.unheard_of": "1"})
         assert masked(proxied.greeting) == masked(direct.greeting)
