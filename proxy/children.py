@@ -2,10 +2,12 @@
 
 The supervisor starts a child with one line of JSON on standard input, a `Task`; it holds the configuration
 with its secrets, which therefore appear neither in the process list nor in the environment.  Standard input
-then stays open and silent.  Its end means that the supervisor is gone, however it died, and has the same
+then stays open.  Its end means that the supervisor is gone, however it died, and has the same
 effect as SIGTERM: the child stops accepting, drains and ends.  Where the kernel can, it also sends SIGTERM
 when the parent dies.  Whatever happens, a child that was asked to stop is gone when `Task.patience` seconds
 have passed.
+
+What follows on standard input are messages, a line of JSON each: so far `Reload`, to workers.
 
 On standard output a child writes one line, ``ready``, once it is about to serve.
 """
@@ -48,10 +50,38 @@ class Task(msgspec.Struct, frozen=True):
     patience: float = 10.0  # seconds between a request to stop and the hard end
 
 
+class Reload(msgspec.Struct, frozen=True, tag=True):
+    """Look at certificates and keys now."""
+
+
+Message = Reload
+"""What the supervisor may say to a child while it runs; a union once there is more than one."""
+
+
+class Orders:
+    """What the supervisor has asked for: `stop` is set once, `reload` each time."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take what came on standard input."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            try:
+                msgspec.json.decode(line, type=Message)
+            except msgspec.MsgspecError:
+                logger.exception("the supervisor said what this version does not understand")
+            else:
+                self.reload.set()
+
+
 def worker() -> int:
     """Run a worker process; return its exit code."""
 
-    async def run(task: Task, config: Config, stop: asyncio.Event) -> None:
+    async def run(task: Task, config: Config, orders: Orders) -> None:
         from proxy.admin.metrics import WorkerMetrics
         from proxy.net.worker import run as serve
 
@@ -59,7 +89,14 @@ def worker() -> int:
         learner_socket = Path(task.learner_socket) if task.learner_socket else None
         metrics = WorkerMetrics()
         _announce()
-        await serve(config, sockets=sockets, learner_socket=learner_socket, metrics=metrics, stop=stop)
+        await serve(
+            config,
+            sockets=sockets,
+            learner_socket=learner_socket,
+            metrics=metrics,
+            stop=orders.stop,
+            reload=orders.reload,
+        )
 
     return _main(run, uvloop.run)
 
@@ -67,23 +104,24 @@ def worker() -> int:
 def learner() -> int:
     """Run the learner process; return its exit code."""
 
-    async def run(task: Task, config: Config, stop: asyncio.Event) -> None:
+    async def run(task: Task, config: Config, orders: Orders) -> None:
         from learning.worker import run as learn
 
         assert task.learner_socket is not None
         _announce()
-        await learn(config, Path(task.learner_socket), stop)
+        await learn(config, Path(task.learner_socket), orders.stop)
 
     return _main(run, asyncio.run)
 
 
 def _main(
-    run: Callable[[Task, Config, asyncio.Event], Awaitable[None]],
+    run: Callable[[Task, Config, Orders], Awaitable[None]],
     runner: Callable[[Coroutine[Any, Any, None]], None],
 ) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     _end_with_parent()
-    line = sys.stdin.buffer.readline()
+    with open(0, "rb", buffering=0, closefd=False) as raw:  # a buffer would swallow what follows
+        line = raw.readline()
     if not line:
         print("this command is for the supervisor; use: ruvector-proxy serve", file=sys.stderr)
         return 2
@@ -99,11 +137,12 @@ def _main(
 
 
 async def _until_stopped(
-    task: Task, config: Config, run: Callable[[Task, Config, asyncio.Event], Awaitable[None]]
+    task: Task, config: Config, run: Callable[[Task, Config, Orders], Awaitable[None]]
 ) -> None:
     """Run the work until it ends; ask it to stop on SIGTERM and when the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    orders = Orders()
+    stop = orders.stop
 
     def ask_to_stop() -> None:
         if not stop.is_set():
@@ -111,13 +150,16 @@ async def _until_stopped(
             _end_hard_after(task.patience)
 
     def read_stdin() -> None:
-        if not os.read(0, 4096):
+        data = os.read(0, 4096)
+        if data:
+            orders.feed(data)
+        else:
             loop.remove_reader(0)
             ask_to_stop()
 
     loop.add_signal_handler(signal.SIGTERM, ask_to_stop)
     loop.add_reader(0, read_stdin)
-    await run(task, config, stop)
+    await run(task, config, orders)
     if not stop.is_set():
         raise RuntimeError("ended without having been asked to")
 

@@ -2,8 +2,9 @@
 
 An open port is not enough: a server that is starting or hanging accepts connections too.  So the check asks
 whether TLS is on offer (SSLRequest, protocol documentation, "SSL Session Encryption"), which every server
-answers with one byte before any authentication, and then hangs up.  PostgreSQL writes nothing into its log
-for that.
+answers with one byte before any authentication, and then hangs up.  Where TLS is required the check goes on
+to the end of the handshake: a certificate that clients would be refused for is a reason not to send them.
+PostgreSQL writes nothing into its log for either.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import time
 import asyncpg
 
 from config.schema import Learner, Upstream
+from proxy.net.certificates import CertificateError
+from proxy.net.upstream import Upstream as Connector
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 
@@ -50,6 +53,7 @@ class UpstreamCheck:
         self._asked_at = float("-inf")
         self._problem: str | None = None
         self._lock = asyncio.Lock()
+        self._secure: Connector | None = None  # where TLS is required
 
     async def problem(self) -> str | None:
         """Return why the server does not answer, or None if it does."""
@@ -71,7 +75,7 @@ class UpstreamCheck:
             async with asyncio.timeout(self._timeout):
                 await self._exchange()
             self._problem = None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, CertificateError) as error:
             self._problem = f"upstream {self._upstream.address} is unreachable: {reason(error)}"
         self._asked_at = time.monotonic()
         if self._problem and self._problem != before:
@@ -82,6 +86,13 @@ class UpstreamCheck:
             logger.info("upstream %s is reachable again", self._upstream.address)
 
     async def _exchange(self) -> None:
+        if self._upstream.effective_sslmode in ("require", "verify-ca", "verify-full"):
+            if self._secure is None:
+                self._secure = await asyncio.to_thread(Connector.create, self._upstream, self._timeout)
+            if self._secure.keeper is not None:
+                await asyncio.to_thread(self._secure.keeper.refresh)
+            await self._secure.probe()
+            return
         path = self._upstream.socket_path
         if path:
             reader, writer = await asyncio.open_unix_connection(path)

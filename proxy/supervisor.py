@@ -3,7 +3,8 @@
 It carries no traffic and loads nothing that could crash it.  Because the sockets are its own, a port in use
 is found before anything is started, and a worker that crashes loses its connections but not its place: new
 clients wait in the socket's queue until it is back.  Every worker has a socket of its own (SO_REUSEPORT),
-among which the kernel spreads the connections.
+among which the kernel spreads the connections; a unix socket is one that all
+share.  SIGHUP makes the workers read certificates again.
 
 Life of a child::
 
@@ -38,9 +39,10 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 import proxy
 from config.conflicts import warnings
-from config.schema import Config, host_port
+from config.schema import Config, Listen, host_port
 from proxy.admin import server
-from proxy.children import READY, Task
+from proxy.children import READY, Message, Reload, Task
+from proxy.net.listening import UnixListener
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
 from proxy.version import version
 
@@ -142,6 +144,32 @@ def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
     return sets
 
 
+@contextlib.contextmanager
+def bind_unix(listen: Listen, port: int) -> Iterator[UnixListener | None]:
+    """Listen on the unix socket of the configuration, if there is one; it is gone afterwards.
+
+    All workers share this one socket: a path has one owner only.
+
+    Raises
+    ------
+    StartError
+        It is in use, or cannot be made.
+    """
+    if listen.unix_socket is None:
+        yield None
+        return
+    path = listen.unix_socket / f".s.PGSQL.{port}"
+    try:
+        listener = UnixListener(path, int(listen.unix_socket_mode, 8), BACKLOG)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StartError(f"cannot listen on {path}: {why} (listen.unix_socket)") from error
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
 def _bound(family: int, address: tuple[object, ...], port: int, *, shared: bool) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -185,6 +213,12 @@ class Child:
                 logger.error("%s does not end; killing it", self.name)
                 self._signal(signal.SIGKILL)
             await self._running
+
+    def send(self, message: Message) -> None:
+        """Tell the process something; one that is not running reads everything anew when it starts."""
+        process = self._process
+        if process is not None and process.stdin is not None and not process.stdin.is_closing():
+            process.stdin.write(msgspec.json.encode(message) + b"\n")
 
     def kill(self) -> None:
         """End the process at once; it is not started again."""
@@ -280,7 +314,11 @@ class Supervisor:
         listen = self._config.listen
         allow_many_files()
         sockets = bind(listen.host, listen.port, self._config.workers.resolved)
-        with tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name, _closing(sockets):
+        with (
+            tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name,
+            _closing(sockets),
+            bind_unix(listen, sockets[0][0].getsockname()[1]) as local,
+        ):
             directory = Path(name)
             if len(os.fsencode(directory / LEARNER_SOCKET)) > MAX_SOCKET_PATH:
                 raise StartError(
@@ -290,13 +328,13 @@ class Supervisor:
             MultiProcessCollector(self._registry, str(directory / "metrics"))  # type: ignore[no-untyped-call]
             admin = await self._start_admin()
             self._handle_signals()
-            self._start_children(directory, sockets)
-            self._log_start(sockets[0], admin)
+            self._start_children(directory, sockets, local)
+            self._log_start(sockets[0], local, admin)
             checks = [asyncio.create_task(check) for check in self._checks()]
             await self._stop.wait()
             for check in checks:
                 check.cancel()
-            await self._end(sockets)
+            await self._end(sockets, local)
             await admin.close()
         logger.info("stopped")
 
@@ -306,6 +344,12 @@ class Supervisor:
             for child in self._children():
                 child.kill()
         self._stop.set()
+
+    def reload(self) -> None:
+        """Have the workers look at certificates and keys now."""
+        logger.info("reading certificates again; the rest of the configuration is read at a start only")
+        for worker in self._workers:
+            worker.send(Reload())
 
     async def problems(self) -> list[str]:
         """Return the reasons for which clients cannot be served; none: ready."""
@@ -332,13 +376,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(
-            signal.SIGHUP,
-            logger.warning,
-            "the configuration is not read again while running; restart the proxy",
-        )
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    def _start_children(self, directory: Path, sockets: list[list[socket.socket]]) -> None:
+    def _start_children(
+        self, directory: Path, sockets: list[list[socket.socket]], local: UnixListener | None
+    ) -> None:
         environment = child_environment(directory / "metrics")
         config = self._config.to_json()
         learning = self._config.learner.dsn is not None and self._config.learning.enabled
@@ -357,13 +399,17 @@ class Supervisor:
             self._learner = start("learner", Task("learner", config, (), learner_socket, LEARNER_PATIENCE))
         patience = self._config.limits.drain_timeout + GRACE
         for number, listening in enumerate(sockets, 1):
-            numbers = tuple(each.fileno() for each in listening)
+            shared = [local.socket] if local else []
+            numbers = tuple(each.fileno() for each in [*listening, *shared])
             task = Task(f"worker {number}", config, numbers, learner_socket, patience)
             self._workers.append(start("worker", task))
 
-    def _log_start(self, sockets: list[socket.socket], admin: server.AdminServer) -> None:
+    def _log_start(
+        self, sockets: list[socket.socket], local: UnixListener | None, admin: server.AdminServer
+    ) -> None:
         config = self._config
-        addresses = " and ".join(host_port(*each.getsockname()[:2]) for each in sockets)
+        places = [host_port(*each.getsockname()[:2]) for each in sockets]
+        addresses = " and ".join([*places, str(local.path)] if local else places)
         if self._learner:
             learner = f"on ({config.learner.redacted_dsn})"
         else:
@@ -391,10 +437,12 @@ class Supervisor:
             checks.append(check_learner_dsn(learner, self._config.limits.connect_timeout))
         return checks
 
-    async def _end(self, sockets: list[list[socket.socket]]) -> None:
+    async def _end(self, sockets: list[list[socket.socket]], local: UnixListener | None) -> None:
         """Let the workers drain, then end the learner, which so gets their last trajectories."""
         logger.info("stopping; open transactions have %g s to end", self._config.limits.drain_timeout)
         _close(sockets)  # the workers close theirs: new clients are refused from now on
+        if local:
+            local.close()
         await asyncio.gather(*(worker.stop() for worker in self._workers))
         if self._learner:
             await self._learner.stop()

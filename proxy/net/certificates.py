@@ -125,17 +125,18 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-async def watch(keepers: list[Keeper[ServerSide] | Keeper[ClientSide]]) -> None:
-    """Look at the files every few seconds until cancelled."""
+async def watch(keepers: list[Keeper[ServerSide] | Keeper[ClientSide]], now: asyncio.Event) -> None:
+    """Look at the files every few seconds, and each time when `now` is set, until cancelled."""
     while True:
-        await asyncio.sleep(WATCH_SECONDS)
-        await refresh(keepers, asked=False)
-
-
-async def refresh(keepers: list[Keeper[ServerSide] | Keeper[ClientSide]], *, asked: bool) -> None:
-    """Look at all files now."""
-    for keeper in keepers:
-        await asyncio.to_thread(keeper.refresh, asked=asked)
+        try:
+            async with asyncio.timeout(WATCH_SECONDS):
+                await now.wait()
+        except TimeoutError:
+            pass
+        asked = now.is_set()
+        now.clear()
+        for keeper in keepers:
+            await asyncio.to_thread(keeper.refresh, asked=asked)
 
 
 # -- towards clients -------------------------------------------------------------------------------

@@ -42,8 +42,9 @@ async def run(
     learner_socket: Path | None,
     metrics: WorkerMetrics,
     stop: asyncio.Event,
+    reload: asyncio.Event | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain."""
+    """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time."""
     _calm_garbage_collector()
     sys.setswitchinterval(_SWITCH_SECONDS)
     adapter = Adapter(metrics.counters, enabled=config.learning.enabled)
@@ -55,7 +56,7 @@ async def run(
     connections: set[ClientConnection] = set()
     tasks = [asyncio.create_task(_flush(metrics))]
     if keepers:
-        tasks.append(asyncio.create_task(certificates.watch(keepers)))
+        tasks.append(asyncio.create_task(certificates.watch(keepers, reload or asyncio.Event())))
     if learner_socket is not None:
         link = LearnerLink(learner_socket, adapter, buffer_size=config.learning.trajectory_buffer_size)
         tasks.append(asyncio.create_task(link.run()))

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from config.schema import Config, Learner
-from proxy.children import READY, Task
+from proxy.children import READY, Reload, Task
 from proxy.supervisor import child_environment, own_command
 
 pytestmark = pytest.mark.slow  # processes are started
@@ -21,17 +21,25 @@ CHILD = """
 import asyncio, sys, uvloop
 from proxy import children
 
-async def until_stop(task, config, stop):
+async def until_stop(task, config, orders):
     children._announce()
-    await stop.wait()
+    await orders.stop.wait()
 
-async def at_once(task, config, stop):
+async def at_once(task, config, orders):
     children._announce()
 
-async def fails(task, config, stop):
+async def fails(task, config, orders):
     raise ValueError(f"cannot use {config.learner.dsn.get_secret_value()}")
 
-async def deaf(task, config, stop):
+async def counts(task, config, orders):
+    children._announce()
+    for _ in range(2):
+        await orders.reload.wait()
+        orders.reload.clear()
+        print("reloaded", flush=True)
+    await orders.stop.wait()
+
+async def deaf(task, config, orders):
     children._announce()
     await asyncio.sleep(3600)
 
@@ -40,7 +48,7 @@ sys.exit(children._main(globals()[sys.argv[1]], getattr(sys.modules[sys.argv[2]]
 
 
 def start(
-    work: str, directory: Path, runner: str = "uvloop", patience: float = 10.0
+    work: str, directory: Path, runner: str = "uvloop", patience: float = 10.0, more: bytes = b""
 ) -> subprocess.Popen[bytes]:
     """Start a child as the supervisor does, with its task written and standard input still open."""
     child = subprocess.Popen(
@@ -52,7 +60,9 @@ def start(
     )
     config = Config(learner=Learner(dsn=SecretStr("postgresql://me:hunter2@h/db")))
     assert child.stdin is not None
-    child.stdin.write(msgspec.json.encode(Task("worker 7", config.to_json(), patience=patience)) + b"\n")
+    child.stdin.write(
+        msgspec.json.encode(Task("worker 7", config.to_json(), patience=patience)) + b"\n" + more
+    )
     child.stdin.flush()
     return child
 
@@ -120,3 +130,19 @@ def test_the_hidden_commands_refuse_to_run_without_a_supervisor(kind: str, tmp_p
     )
     assert done.returncode == 2
     assert b"use: ruvector-proxy serve" in done.stderr
+
+
+def test_messages_are_heard_however_they_arrive(tmp_path: Path) -> None:
+    """One right behind the task, one in two parts."""
+    child = start("counts", tmp_path, more=msgspec.json.encode(Reload()) + b"\n")
+    read_ready(child)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"reloaded\n"
+    child.stdin.write(b'{"type":')
+    child.stdin.flush()
+    child.stdin.write(b'"Reload"}\n')
+    child.stdin.flush()
+    assert child.stdout.readline() == b"reloaded\n"
+    child.stdin.close()
+    assert finish(child) == (0, "")
