@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Timer
 
 import asyncpg
 import psycopg
 import pytest
+from asn1crypto.x509 import Certificate
 from pydantic import SecretStr
 
 from config.schema import Auth, Listen, Upstream
@@ -21,6 +26,7 @@ from tests.integration.debian_postgres import MISSING, DebianPostgres, programs
 from tests.integration.logins import Talk, error_of, initial
 from tests.integration.proxied import Proxy
 from tests.integration.raw import message
+from tests.integration.test_serve import serving, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(programs() is None, reason=MISSING)]
 
@@ -344,3 +350,52 @@ class TestErrors:
                 errors.append(error_of(talk.all()))
         assert errors[0] == errors[1]
         return errors[1]
+
+
+@pytest.mark.slow
+def test_a_proxy_in_service_with_tls_on_both_sides_and_a_certificate_that_changes(
+    server: DebianPostgres, authority: Authority, users_file: Path, tmp_path: Path
+) -> None:
+    """Channel binding is to the certificate that the client was shown, the old one or the new."""
+    cert, key = tmp_path / "proxy.pem", tmp_path / "proxy.key"
+
+    def show(issued: Issued) -> None:
+        for source, target in ((issued.key, key), (issued.cert, cert)):
+            shutil.copy(source, tmp_path / "new")
+            (tmp_path / "new").replace(target)
+
+    show(authority.issue("127.0.0.1"))
+    more = (
+        f'sslmode = "verify-full"\nsslrootcert = "{authority.root}"\n'
+        f'[listen]\ntls_mode = "require"\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
+        f'[auth]\nmode = "scram"\nusers_file = "{users_file}"\n'
+    )
+    with serving(tmp_path, (server.host, server.port), more) as served:
+        served.wait_ready()
+        dsn = (
+            f"host=127.0.0.1 port={served.port} dbname=postgres user=with_scram sslmode=verify-full "
+            f"sslrootcert={authority.root} channel_binding=require"
+        )
+
+        def serial() -> int:
+            with psycopg.connect(f"{dsn} password=with_scram", autocommit=True) as connection:
+                sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+                assert connection.execute(sql).fetchone() == (True,)
+                timer = Timer(0.2, connection.cancel_safe)
+                timer.start()
+                with pytest.raises(psycopg.errors.QueryCanceled):
+                    connection.execute("SELECT pg_sleep(20)")
+                timer.join()
+            with socket.create_connection(("127.0.0.1", served.port), timeout=10) as plain:
+                plain.sendall(struct.pack("!II", 8, 80877103))
+                assert plain.recv(1) == b"S"
+                with trusting().wrap_socket(plain) as tls:
+                    shown = tls.getpeercert(binary_form=True)
+            assert shown is not None
+            return int(Certificate.load(shown).serial_number)
+
+        first = serial()
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(f"{dsn} password=wrong")
+        show(authority.issue("127.0.0.1"))
+        until(lambda: serial() != first)
