@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential bench-proxy bench-index bench-live clean
+.PHONY: help demo test lint types unit integration differential bench-proxy bench-index bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -51,8 +51,11 @@ bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which
 bench-live: $(DEV) ## the learning engine end to end, against static settings, on real data
 	@$(BIN)/python -m bench.live
 
+bench-replay: $(DEV) ## policies on recorded recall curves; the first run records them (10 minutes)
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay
+
 clean: ## remove what was built, measured and installed here
-	rm -rf .venv .demo demo-results build dist *.egg-info
+	rm -rf .venv .demo .replay demo-results build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -4,6 +4,7 @@ Pure (no input, no output, no clock, seeded), in the order in which evidence bec
 
     records         what proxy and learner tell each other           values      one text for each value
     trajectory      recent queries of a template                     verdict     how a query went, in words
+    repetition      how often each query is asked                    projection  a few directions for all
     dialects        what can be set, as arms                         curves      recall and cost of the arms
     contexts        an arm per filter value and per k                density     how crowded the table is
     difficulty      how hard a query is                              calibration  the price; the gate

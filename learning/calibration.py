@@ -4,17 +4,23 @@ Given the expected curve of a query, the arm that serves it maximises ``recall(a
 Lagrangian; *price* is the recall that one millisecond is worth).  One price for all queries spends the
 milliseconds where they buy most recall, which "the smallest effort that reaches the target" does not.
 
+Two kinds of query are told apart, because they are known in different ways:
+
+- *repeated*: a labelled query that is asked again.  Its recall under every arm was measured; there is nothing
+  to estimate but how often it will come, which the counts of the traffic say (`learning.repetition`).
+- *new*: every other query.  Its curve is predicted, and the prediction is judged by *cross-fitting*: each
+  distinct labelled query is predicted by a model that has not seen it (`FOLDS` folds).
+
 Rules
 -----
-- *Cross-fitting*: every labelled query is predicted by a model that has not seen it, nor a repetition of it
-  (`FOLDS` folds).  The
-  price is the highest at which the mean recall of the arms so chosen keeps the target, less a margin of
-  `certainty` standard errors (see `learning.curves`).  Where enough labels are a uniform sample of the
-  traffic, only they calibrate.
-- *Gate*: the best static arm is found on the same labels by the same rule.  Choices are made per query only
-  where they are cheaper on the held-out labels, the time of the lookup itself included.
-- Contract ``strict``: not only the mean over the traffic but the mean of its easy, middle and hard third
-  each.
+- The price is the highest at which the mean recall over both kinds, each with its share of the traffic to
+  come, keeps the target, less a margin for what is only estimated (see `learning.curves`).  Where there are
+  enough, only labels that were not chosen for being frequent speak for new queries.
+- *Gate*: four levels are compared, one arm for all, arms for repeated queries, predictions from similar
+  queries, predictions from similar queries and density; each is charged with the time of its own lookup.
+  The cheapest serves.  A level that is in use is left only for one that is clearly better.
+- Contract ``strict``: not only the mean keeps the target but repeated queries, and the easy, middle and hard
+  third of new ones, each for itself.
 - A query unlike every labelled one gets the *safe* arm, which keeps the target on the hardest quarter of
   the labels.
 """
@@ -27,11 +33,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from learning import density, difficulty, lookup
-from learning.curves import Caution, Evidence, Floats, cheapest, estimate
-from learning.density import Sketch, SketchData, normalise
+from learning import density, difficulty, lookup, projection
+from learning.curves import Caution, Floats, cheapest, estimate
+from learning.density import Sketch, SketchData
+from learning.difficulty import Model
+from learning.projection import Frame, Projection
 from learning.reasoning_bank import LearnedPattern, ReasoningBank
 from learning.records import Arm, QueryPolicy
+from learning.repetition import vector_name
 
 FOLDS = 10
 
@@ -39,31 +48,79 @@ MAX_TRAINING = 4000
 """Labels used for fitting, the newest: similarities between all of them are held in memory at once."""
 
 _PRICES = 160
-_MIN_UNIFORM = 500  # uniform labels that calibrate by themselves; fewer leave too wide a margin
-_WORTHWHILE = 0.97  # share of the static cost at which choosing per query begins to pay
+_MIN_FAIR = 500  # fair labels that calibrate by themselves; fewer leave too wide a margin
+_WORTHWHILE = 0.97  # share of the cost so far at which another level begins to pay
+_SAME_PRICE = 1.02  # a price in use is kept while it costs at most this much more than the best
+_REPEATS = 0.02  # share of repeated queries from which their own level is worth a comparison
+
+LEVELS = ("repeated", "memory", "density")
+"""Ways to choose per query, each with the evidence of those before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a policy has to reach."""
+    """What a policy has to reach.
+
+    Attributes
+    ----------
+    target, caution, strict
+        The recall to keep, how surely, and whether in every part of the traffic.
+    lookup_ms
+        What a lookup costs in the proxy at each of `LEVELS`; a repeated query pays the first only.
+    level, price
+        Those in use; None where there are none.
+    """
 
     target: float
     caution: Caution
     strict: bool = False
-    lookup_ms: float = 0.0  # what one lookup costs in the proxy
+    lookup_ms: tuple[float, float, float] = (0.0, 0.0, 0.0)
     max_patterns: int = 1000
     seed: int = 0
+    level: str | None = None
+    price: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Labelled queries of one k with their vectors, and the table's sketch."""
+    """Distinct labelled queries of one k, the oldest first.
 
-    vectors: NDArray[np.float32]  # [n, dimensions], as they came
-    evidence: Evidence
+    Attributes
+    ----------
+    vectors
+        [n, dimensions], as they came.
+    recall
+        [n, arms], means over the labels of each.
+    ms
+        [n, arms], likewise; NaN where not measured.
+    weight
+        [n], of the newest label of each, in (0, 1].
+    labels
+        [n], the labels of each, by weight.
+    fair
+        [n], whether it stands for new queries: drawn uniformly from the traffic, or not for being frequent.
+    usage
+        [n], how often each was asked lately.
+    share
+        [n], of each in the traffic to come; the sum is at most 1.
+    asked
+        Queries that usage and share were counted in.
+    """
+
+    vectors: NDArray[np.float32]
+    recall: Floats
+    ms: Floats
+    weight: Floats
+    labels: Floats
+    fair: NDArray[np.bool_]
+    usage: Floats
+    share: Floats
+    asked: int
     k: int
     euclidean: bool
-    sketch: SketchData | None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,131 +128,167 @@ class Outcome:
     """The result: `policy` is None where the gate stayed closed."""
 
     policy: QueryPolicy | None
-    recall: float  # held-out mean of the per-query choices
-    cost: float  # held-out mean, milliseconds, the lookup included
-    static_cost: float
+    static_arm: int | None  # the best arm for all over the same traffic; None: none keeps the target
+    static_recall: float
     safe_arm: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What the features are made from, for every label."""
+    """What the features are made from, for every query; arms are the usable ones."""
 
-    unit: NDArray[np.float32]  # [n, dimensions], length 1
-    cosines: NDArray[np.float32]  # [n, n], -inf on the diagonal: no query is its own neighbour
-    density: Floats  # [n, FEATURES] or [n, 0]
+    points: NDArray[np.float32]  # [n, components]
+    residues: Floats  # [n]
+    alike: NDArray[np.float32]  # [n, n], 0 on the diagonal: no query is its own neighbour
     misses: Floats  # [n]
-    recall: Floats  # [n, usable arms]
-    efforts: NDArray[np.intp]  # the arms (of all) whose misses make a query difficult
-    weight: Floats  # [n]
+    recall: Floats  # [n, usable]
+    cost: Floats  # [usable]
     kept: NDArray[np.bool_]  # [n], part of the bank
+    new: NDArray[np.bool_]  # [n], speaks for new queries
+
+
+@dataclass(frozen=True, slots=True)
+class _Predicted:
+    """What a level predicts for each query without having seen it, and its choice of price."""
+
+    level: str
+    curves: Floats  # [n, usable]
+    z: Floats  # [n]
+    seen: NDArray[np.float32] | None  # around the queries in the sketch
+    price: float | None = None
+    recall: float = 0.0
+    cost: float = np.inf
 
 
 def learn(
-    queries: Queries, arms: Sequence[Arm], cost: Floats, goal: Goal, sketch_index: Sketch | None
+    queries: Queries,
+    arms: Sequence[Arm],
+    cost: Floats,
+    goal: Goal,
+    sketch: SketchData | None = None,
+    index: Sketch | None = None,
 ) -> Outcome:
     """Return the per-query policy of one template, or why there is none.
 
     Parameters
     ----------
     queries
-        At least 2 * FOLDS labelled queries.
+        At least 2 * FOLDS of them.
     arms, cost
         All arms of the template and their costs in milliseconds; infinite: never chosen.
-    sketch_index
-        The index of ``queries.sketch``; None where there is no sketch.
+    sketch, index
+        The table's sketch and its index, where there is one.
     """
     usable = np.flatnonzero(np.isfinite(cost))
     efforts = np.array([arm for arm in usable.tolist() if arms[arm].effort], dtype=np.intp)
-    inputs, seen = _inputs(queries, usable, efforts, goal, sketch_index)
-    calibrating = _calibrating(queries.evidence)
-    held_out, z = _cross_fit(inputs, goal.seed)
-    price, chosen = _calibrate(held_out, z, inputs, cost[usable], calibrating, goal)
-    safe = _safe_arm(inputs, z, cost[usable], goal)
-    static = _static_cost(inputs, z, cost[usable], calibrating, goal)
-    rows = np.arange(len(chosen))[calibrating]
-    weight = inputs.weight[calibrating]
-    recall = float(np.average(inputs.recall[rows, chosen[calibrating]], weights=weight))
-    mean_cost = float(np.average(cost[usable][chosen[calibrating]], weights=weight)) + goal.lookup_ms
-    pays = price is not None and mean_cost < _WORTHWHILE * static
+    frame = sketch.frame if sketch is not None else _own_frame(queries)
+    inputs = _inputs(queries, usable, efforts, cost, frame, goal)
+    levels = list(_levels(queries, inputs, goal, index))
+    priced = [_price(level, queries, inputs, goal) for level in levels]
+    z = levels[-1].z
+    static, static_recall, static_cost = _static(queries, inputs, z, goal)
+    best = _best(priced, goal, static_cost)
+    shown = best or min(priced, key=lambda level: level.cost)
     reason = (
-        f"held-out over {len(rows)} labels: per query {mean_cost:.2f} ms at recall {recall:.3f}, "
-        f"one arm for all {static:.2f} ms"
+        f"held-out over {int(inputs.new.sum())} labels: "
+        f"per query ({shown.level}) {shown.cost:.2f} ms at recall {shown.recall:.3f}, "
+        f"one arm for all {static_cost:.2f} ms"
     )
-    policy = _policy(queries, inputs, seen, arms, cost, usable, price, goal) if price and pays else None
-    return Outcome(policy, recall, mean_cost, static, int(usable[safe]), reason)
+    if queries.share.sum() >= _REPEATS:
+        reason += f"; {queries.share.sum():.0%} of the traffic repeats what was measured"
+    policy = (
+        _policy(queries, inputs, best, sketch, frame, arms, cost, usable, efforts, goal) if best else None
+    )
+    static_arm = int(usable[static]) if static is not None else None
+    return Outcome(policy, static_arm, static_recall, int(usable[_safe_arm(inputs, z, goal)]), reason)
+
+
+def level_of(policy: QueryPolicy) -> str:
+    """Return the level that a policy was made at."""
+    if "slope" not in policy.extra:
+        return "repeated"
+    return "density" if "codes" in policy.extra else "memory"
+
+
+def _own_frame(queries: Queries) -> Frame:
+    vectors = queries.vectors if queries.euclidean else projection.normalise(queries.vectors)
+    return projection.fit(vectors, euclidean=queries.euclidean)
 
 
 def _inputs(
     queries: Queries,
     usable: NDArray[np.intp],
     efforts: NDArray[np.intp],
+    cost: Floats,
+    frame: Frame,
     goal: Goal,
-    sketch_index: Sketch | None,
-) -> tuple[_Inputs, NDArray[np.float32] | None]:
-    """Return the inputs, and what the queries see of the sketch, if there is one."""
-    recall = queries.evidence.recall[:, usable]
-    unit = normalise(queries.vectors)
-    seen = sketch_index.look(queries.vectors) if sketch_index is not None else None
-    around = np.zeros((len(unit), 0)) if seen is None else density.features(seen, density.noise_floor(seen))
-    kept = np.zeros(len(unit), dtype=bool)
-    kept[-goal.max_patterns :] = True
-    misses = difficulty.miss(queries.evidence.recall[:, efforts])
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    return _Inputs(unit, cosines, around, misses, recall, efforts, queries.evidence.weight, kept), seen
+) -> _Inputs:
+    points, residues = Projection(frame).many(queries.vectors)
+    alike = difficulty.likeness(points, points)
+    np.fill_diagonal(alike, 0.0)
+    return _Inputs(
+        points,
+        residues,
+        alike,
+        difficulty.miss(queries.recall[:, efforts]),
+        queries.recall[:, usable],
+        cost[usable],
+        _kept(queries, goal.max_patterns),
+        queries.fair if queries.fair.sum() >= _MIN_FAIR else np.ones(len(queries), dtype=bool),
+    )
 
 
-def _calibrating(evidence: Evidence) -> NDArray[np.bool_]:
-    """Return which labels calibrate: the uniform ones where they are enough, else all."""
-    return evidence.uniform if evidence.uniform.sum() >= _MIN_UNIFORM else np.ones(len(evidence), dtype=bool)
+def _kept(queries: Queries, limit: int) -> NDArray[np.bool_]:
+    """Return which queries become patterns: those asked most, among equals the newest."""
+    order = np.lexsort((np.arange(len(queries)), queries.usage))
+    kept = np.zeros(len(queries), dtype=bool)
+    kept[order[-limit:]] = True
+    return kept
 
 
-def _features(
-    inputs: _Inputs, rows: NDArray[np.intp], pool: NDArray[np.intp]
-) -> tuple[Floats, NDArray[np.intp], Floats]:
-    """Return the features of `rows`, judged by the labels `pool` without themselves.
+def _levels(queries: Queries, inputs: _Inputs, goal: Goal, index: Sketch | None) -> list[_Predicted]:
+    """Return what each level predicts, without a price yet."""
+    levels = []
+    fold = np.random.default_rng(goal.seed).permutation(len(queries)) % FOLDS
+    if queries.share.sum() >= _REPEATS:
+        curves = np.empty_like(inputs.recall)
+        for held in range(FOLDS):
+            train = fold != held
+            curves[~train] = estimate(inputs.recall[train], queries.weight[train]).mean
+        levels.append(_Predicted("repeated", curves, np.zeros(len(queries)), None))
+    nothing = np.zeros((len(queries), 0))
+    levels.append(_Predicted("memory", *_cross_fit(queries, inputs, nothing, fold), None))
+    if index is not None:
+        seen = index.look_around(inputs.points, inputs.residues)
+        around = density.features(seen, density.noise_floor(seen))
+        levels.append(_Predicted("density", *_cross_fit(queries, inputs, around, fold), seen))
+    return levels
 
-    With the features come each row's neighbours, as indexes into all labels, and their cosines.
-    """
-    nearest, cosines = difficulty.nearest(inputs.cosines[np.ix_(rows, pool)])
-    chosen = pool[nearest]
-    memory = difficulty.neighbourhood(cosines, inputs.misses[chosen], inputs.weight[chosen])
-    return np.column_stack((inputs.density[rows], memory)), chosen, cosines
+
+def _features(queries: Queries, inputs: _Inputs, around: Floats, pool: NDArray[np.bool_]) -> Floats:
+    """Return the features of every query, judged by the queries `pool` without itself."""
+    counts = np.where(pool, queries.labels, 0.0)
+    return np.column_stack((around, difficulty.neighbourhood(inputs.alike, inputs.misses, counts)))
 
 
-def _cross_fit(inputs: _Inputs, seed: int) -> tuple[Floats, Floats]:
-    """Return every label's curve [n, arms] and difficulty [n] as predicted without it."""
-    count = len(inputs.unit)
-    fold = _folds(inputs.unit, seed)
-    curves, z = np.empty_like(inputs.recall), np.empty(count)
+def _cross_fit(
+    queries: Queries, inputs: _Inputs, around: Floats, fold: NDArray[np.intp]
+) -> tuple[Floats, Floats]:
+    """Return every query's curve [n, usable] and difficulty [n] as predicted without it."""
+    curves, z = np.empty_like(inputs.recall), np.empty(len(queries))
     for held in range(FOLDS):
-        train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
-        pool = train[inputs.kept[train]]
-        features, _, _ = _features(inputs, train, pool)
-        model = difficulty.fit(features, inputs.recall[train], inputs.misses[train], inputs.weight[train])
-        residual = np.zeros_like(inputs.recall)
-        residual[train] = inputs.recall[train] - model.curves(model.difficulty(features))
-        features, near, cosines = _features(inputs, test, pool)
-        z[test] = model.difficulty(features)
-        base = model.curves(z[test])
-        curves[test] = difficulty.remember(base, cosines, residual[near], inputs.weight[near])
+        train, test = fold != held, fold == held
+        pool = train & inputs.kept
+        features = _features(queries, inputs, around, pool)
+        model = difficulty.fit(
+            features[train], inputs.recall[train], inputs.misses[train], queries.weight[train]
+        )
+        z[test] = model.difficulty(features[test])
+        residuals = inputs.recall[pool] - model.curves(model.difficulty(features[pool]))
+        alike = inputs.alike[np.ix_(test, pool)]
+        curves[test] = difficulty.remember(model.curves(z[test]), alike, residuals, queries.labels[pool])
     return curves, z
-
-
-def _folds(unit: NDArray[np.float32], seed: int) -> NDArray[np.intp]:
-    """Return the fold [n] of every label.
-
-    Repetitions of one query share a fold: the target is to be kept for queries never seen, too.  Where there
-    are hardly any different queries, nothing else can be predicted, and repetitions are told apart.
-    """
-    _, same = np.unique(unit, axis=0, return_inverse=True)
-    different = int(same.max()) + 1
-    if different < 2 * FOLDS:
-        same, different = np.arange(len(unit)), len(unit)
-    fold: NDArray[np.intp] = (np.random.default_rng(seed).permutation(different) % FOLDS)[same.reshape(-1)]
-    return fold
 
 
 def choose(curves: Floats, cost: Floats, price: float) -> NDArray[np.intp]:
@@ -204,103 +297,189 @@ def choose(curves: Floats, cost: Floats, price: float) -> NDArray[np.intp]:
     return chosen
 
 
-def _lower_bound(recall: Floats, z: Floats, weight: Floats, goal: Goal) -> float:
-    """Return what the mean recall [n] is at least, with the goal's caution and contract."""
-    if not goal.strict:
-        groups = [np.ones(len(z), dtype=bool)]
-    else:
-        third = np.searchsorted(np.quantile(z, (1 / 3, 2 / 3)), z)
+def _lower_bound(
+    new: NDArray[np.intp],
+    repeated: NDArray[np.intp],
+    queries: Queries,
+    inputs: _Inputs,
+    z: Floats,
+    goal: Goal,
+) -> float:
+    """Return what the recall is at least where new and repeated queries get these arms [n], [n]."""
+    share = queries.share
+    part = float(share.sum())
+    rows = np.flatnonzero(inputs.new)
+    got = inputs.recall[rows, new[rows]]
+    known = inputs.recall[np.arange(len(queries)), repeated]
+    certain = float(share @ known)  # measured; only how often each will come is not known
+    groups = [np.ones(len(rows), dtype=bool)]
+    if goal.strict:
+        third = np.searchsorted(np.quantile(z[rows], (1 / 3, 2 / 3)), z[rows])
         groups = [third == i for i in range(3)]
-    return min(float(estimate(recall[group], weight[group]).lower(goal.caution)) for group in groups)
+    bounds = [estimate(got[group], queries.weight[rows][group]).lower(goal.caution) for group in groups]
+    if goal.strict:
+        return min(float(min(bounds)), certain / part if part >= _REPEATS else 1.0)
+    spread = float(share @ (known - certain / part) ** 2) if part else 0.0
+    error = (spread / max(1, queries.asked)) ** 0.5
+    return certain + (1.0 - part) * float(bounds[0]) - goal.caution.deviations * float(error)
 
 
-def _calibrate(
-    held_out: Floats, z: Floats, inputs: _Inputs, cost: Floats, calibrating: NDArray[np.bool_], goal: Goal
-) -> tuple[float | None, NDArray[np.intp]]:
-    """Return the highest price that keeps the target, and the arms it chooses; (None, arms of price 0) if
-    none does.
+def _price(level: _Predicted, queries: Queries, inputs: _Inputs, goal: Goal) -> _Predicted:
+    """Return the level with the highest price that keeps the target, and what it brings; None: none does.
 
     Walks up from price 0 and stops at the first price that fails: the estimate is noisy, and one lucky
     price beyond is not evidence.
     """
+    cost = inputs.cost
     scale = float(cost[cost > 0].min()) if (cost > 0).any() else 1.0
-    rows = np.flatnonzero(calibrating)
-    best, chosen = None, choose(held_out, cost, 0.0)
+    best = level
     for price in np.geomspace(1e-6, 1.0, _PRICES) / scale:
-        arm = choose(held_out, cost, price)
-        got = inputs.recall[rows, arm[rows]]
-        if _lower_bound(got, z[rows], inputs.weight[rows], goal) < goal.target:
+        priced = _at(level, float(price), queries, inputs, goal)
+        if priced is None:
             break
-        best, chosen = float(price), arm
-    return best, chosen
+        best = priced
+    if goal.price is not None and goal.level == level.level:
+        same = _at(level, goal.price, queries, inputs, goal)
+        if same is not None and same.cost <= _SAME_PRICE * best.cost:
+            return same
+    return best
 
 
-def _static_cost(
-    inputs: _Inputs, z: Floats, cost: Floats, calibrating: NDArray[np.bool_], goal: Goal
-) -> float:
-    bounds = np.array(
-        [
-            _lower_bound(inputs.recall[calibrating, arm], z[calibrating], inputs.weight[calibrating], goal)
-            for arm in range(len(cost))
-        ]
+def _at(level: _Predicted, price: float, queries: Queries, inputs: _Inputs, goal: Goal) -> _Predicted | None:
+    """Return what the level brings at a price, or None where the target is not kept."""
+    new = choose(level.curves, inputs.cost, price)
+    repeated = choose(inputs.recall, inputs.cost, price)
+    if _lower_bound(new, repeated, queries, inputs, level.z, goal) < goal.target:
+        return None
+    rows, every = np.flatnonzero(inputs.new), np.arange(len(queries))
+    weight, share = queries.weight[rows], queries.share
+    rest = 1.0 - float(share.sum())
+    recall = share @ inputs.recall[every, repeated] + rest * np.average(
+        inputs.recall[rows, new[rows]], weights=weight
     )
-    arm = cheapest(bounds, cost, goal.target, np.ones(len(cost), dtype=bool))
-    return float(cost[arm]) if arm is not None else float("inf")
+    cost = share @ inputs.cost[repeated] + rest * np.average(inputs.cost[new[rows]], weights=weight)
+    tolls = goal.lookup_ms[: LEVELS.index(level.level) + 1]
+    return replace(
+        level, price=price, recall=float(recall), cost=float(cost) + tolls[0] + rest * sum(tolls[1:])
+    )
 
 
-def _safe_arm(inputs: _Inputs, z: Floats, cost: Floats, goal: Goal) -> int:
+def _static(queries: Queries, inputs: _Inputs, z: Floats, goal: Goal) -> tuple[int | None, float, float]:
+    """Return the best single arm (of the usable) over the same traffic, its recall, and its cost."""
+    bounds = np.empty(len(inputs.cost))
+    for arm in range(len(bounds)):
+        all_alike = np.full(len(queries), arm)
+        bounds[arm] = _lower_bound(all_alike, all_alike, queries, inputs, z, goal)
+    best = cheapest(bounds, inputs.cost, goal.target, np.ones(len(bounds), dtype=bool))
+    if best is None:
+        return None, 0.0, float("inf")
+    new = np.average(inputs.recall[inputs.new, best], weights=queries.weight[inputs.new])
+    recall = queries.share @ inputs.recall[:, best] + (1.0 - queries.share.sum()) * new
+    return best, min(1.0, float(recall)), float(inputs.cost[best])
+
+
+def _best(levels: Sequence[_Predicted], goal: Goal, static_cost: float) -> _Predicted | None:
+    """Return the level to serve; None: one arm for all.  What is in use is kept until another is worth it."""
+    cost: dict[str | None, float] = {None: static_cost} | {
+        level.level: level.cost for level in levels if level.price is not None
+    }
+    current = goal.level if goal.level in cost else None
+    challenger = min(cost, key=lambda name: (cost[name], name is not None))
+    serving = challenger if cost[challenger] < _WORTHWHILE * cost[current] else current
+    return next((level for level in levels if level.level == serving), None)
+
+
+def _safe_arm(inputs: _Inputs, z: Floats, goal: Goal) -> int:
     hard = z >= np.quantile(z, 0.75)
-    mean = estimate(inputs.recall[hard], inputs.weight[hard]).mean
-    arm = cheapest(mean, cost, goal.target, np.ones(len(cost), dtype=bool))
-    return int(np.argmax(mean - 1e-6 * cost)) if arm is None else arm
+    mean = inputs.recall[hard].mean(axis=0)
+    arm = cheapest(mean, inputs.cost, goal.target, np.ones(len(mean), dtype=bool))
+    return int(np.argmax(mean - 1e-6 * inputs.cost)) if arm is None else arm
 
 
 def _policy(
     queries: Queries,
     inputs: _Inputs,
-    seen: NDArray[np.float32] | None,
+    level: _Predicted,
+    sketch: SketchData | None,
+    frame: Frame,
     arms: Sequence[Arm],
     cost: Floats,
     usable: NDArray[np.intp],
-    price: float,
+    efforts: NDArray[np.intp],
     goal: Goal,
 ) -> QueryPolicy:
-    """Return the policy fitted to all labels, ready for lookup."""
-    features, _, cosines = _features(inputs, np.arange(len(inputs.unit)), np.flatnonzero(inputs.kept))
-    narrow = difficulty.fit(features, inputs.recall, inputs.misses, inputs.weight)
-    surface = np.zeros((difficulty.GRID, len(arms)))
-    surface[:, usable] = narrow.surface
-    model = replace(narrow, surface=surface)
-    patterns = _patterns(queries.evidence, inputs, model.difficulty(features), goal.seed)
-    around = None
-    if queries.sketch is not None and seen is not None:
-        limit = 1.1 * float(density.strangeness(seen).max())
-        around = lookup.Surroundings(queries.sketch, density.noise_floor(seen), limit)
+    """Return the policy of a level, fitted to all queries and ready for lookup."""
+    assert level.price is not None
+    repeated = choose(inputs.recall, inputs.cost, level.price)
+    every = np.arange(len(queries))
+    remembered = lookup.Remembered(
+        [vector_name(vector.tobytes()) for vector in queries.vectors],
+        usable[repeated],
+        inputs.recall[every, repeated],
+    )
+    overall = estimate(inputs.recall, queries.weight).mean
+    default = int(choose(overall[None, :], inputs.cost, level.price)[0])
+    z, fitted = np.zeros(len(queries)), None
+    if level.level != "repeated":
+        z, fitted = _fitted(queries, inputs, level, sketch, frame, arms, usable)
     return lookup.pack(
-        patterns,
-        model,
+        _patterns(queries, inputs, z, frame, efforts, goal.seed),
+        remembered,
+        fitted,
         cost,
         k=queries.k,
-        price=price,
-        min_similarity=float(np.quantile(cosines.max(axis=1), 0.005)) - 0.05,
-        around=around,
+        price=level.price,
+        default=(int(usable[default]), float(overall[default])),
     )
 
 
-def _patterns(evidence: Evidence, inputs: _Inputs, z: Floats, seed: int) -> lookup.Patterns:
-    """Return the kept labels as patterns, equal queries merged."""
-    bank = ReasoningBank(inputs.unit.shape[1], seed)
+def _fitted(
+    queries: Queries,
+    inputs: _Inputs,
+    level: _Predicted,
+    sketch: SketchData | None,
+    frame: Frame,
+    arms: Sequence[Arm],
+    usable: NDArray[np.intp],
+) -> tuple[Floats, lookup.Fitted]:
+    """Return the difficulty of every query, and the model behind it."""
+    around, surroundings = np.zeros((len(queries), 0)), None
+    if level.seen is not None and sketch is not None:
+        floor = density.noise_floor(level.seen)
+        around = density.features(level.seen, floor)
+        limit = 1.1 * float(density.strangeness(level.seen).max())
+        surroundings = lookup.Surroundings(sketch, floor, limit)
+    features = _features(queries, inputs, around, inputs.kept)
+    narrow = difficulty.fit(features, inputs.recall, inputs.misses, queries.weight)
+    surface = np.zeros((difficulty.GRID, len(arms)))
+    surface[:, usable] = narrow.surface
+    model: Model = replace(narrow, surface=surface)
+    nearest = difficulty.cosine(inputs.alike[:, inputs.kept].max(axis=1))
+    least = float(np.quantile(nearest, 0.005)) - 0.05
+    return model.difficulty(features), lookup.Fitted(model, frame, surroundings, least)
+
+
+def _patterns(
+    queries: Queries, inputs: _Inputs, z: Floats, frame: Frame, efforts: NDArray[np.intp], seed: int
+) -> lookup.Patterns:
+    """Return the kept queries as patterns, equal ones merged."""
+    bank = ReasoningBank(queries.vectors.shape[1], seed)
+    unit = projection.normalise(queries.vectors)
     for row in np.flatnonzero(inputs.kept):
         bank.store(
             LearnedPattern.of(
-                inputs.unit[row],
-                evidence.recall[row],
-                evidence.ms[row],
-                weight=float(inputs.weight[row]),
+                unit[row],
+                queries.recall[row],
+                queries.ms[row],
+                weight=float(queries.labels[row]),
+                usage=float(queries.usage[row]),
                 difficulty=float(z[row]),
             )
         )
-    bank.consolidate()
+    points = inputs.points[inputs.kept]
+    if not queries.euclidean:  # there, equal directions are not equal queries
+        bank.consolidate()
+        points, _ = Projection(frame).many(bank.centroids())
     curves = bank.curves()
-    misses = difficulty.miss(curves[:, inputs.efforts])
-    return lookup.Patterns(bank.centroids(), curves, bank.counts(), bank.difficulties(), misses)
+    misses = difficulty.miss(curves[:, efforts])
+    return lookup.Patterns(bank.centroids(), points, curves, bank.counts(), bank.difficulties(), misses)

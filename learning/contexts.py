@@ -15,8 +15,8 @@ Rules
   mean.
 - "As is" never serves a filtered template: without a custom plan the server may replace the plan that was
   measured by a generic one.
-- Costs within 15 % are equal, and then the surer arm serves: which of two equal arms looks faster is noise,
-  and a policy that follows noise is never at rest.
+- Costs within 15 % are equal, and then the arm in use stays, else the surer one serves: which of two equal
+  arms looks faster is noise, and a policy that follows noise is never at rest.
 - Where exact search would cost more than `Limits.exact_ms`, it is not chosen: a slow answer beats a wrong
   one, but a stalled server helps nobody.  Then the arm with the highest recall serves, and the context's
   expected recall says so.
@@ -74,11 +74,12 @@ def judge(
     wider: Evidence | None = None,
     *,
     alike: bool = False,
+    current: int | None = None,
 ) -> Judged:
     """Return the arm for the context that `labels` were measured in.
 
     `wider` is evidence of other contexts too, to which the recall is shrunk.  `alike`: they are of about
-    the same selectivity, so that the costs are comparable as well.
+    the same selectivity, so that the costs are comparable as well.  `current` is the arm in use.
     """
     groups = ladders(arms)
     cost = costs(labels.ms, groups)
@@ -99,7 +100,7 @@ def judge(
     if limits.filtered:
         allowed &= np.array([arm.kind != "as-is" for arm in arms])
     tolerance = _TOLERANCE if limits.filtered else 0.05
-    arm = cheapest(lower, cost, limits.target, allowed, tolerance=tolerance)
+    arm = cheapest(lower, cost, limits.target, allowed, tolerance=tolerance, current=current)
     reached = arm is not None
     if arm is None:
         arm = _best_effort(mean, cost, allowed)
@@ -142,6 +143,7 @@ def judge_filtered(
     shares: Mapping[str, float | None],
     arms: Sequence[Arm],
     limits: Limits,
+    in_use: Mapping[str, int] | None = None,
 ) -> FilterPolicies:
     """Return the choices for every context with `MIN_LABELS`, every class of selectivity seen, and the rest.
 
@@ -151,6 +153,8 @@ def judge_filtered(
         All labels of the template, and the context key of each.
     shares
         Context key -> estimated share of the rows that pass the filter; None where it is not known.
+    in_use
+        Context key -> the arm that serves it now.
     """
     key = np.array(keys)
     classes = {name: bucket(share) if share is not None else None for name, share in shares.items()}
@@ -166,7 +170,9 @@ def judge_filtered(
         number = classes.get(name)
         same = by_class[number] if number is not None else own
         alike = len(same) > len(own)
-        judged = judge(own, arms, limits, same if alike else labels, alike=alike)
+        judged = judge(
+            own, arms, limits, same if alike else labels, alike=alike, current=(in_use or {}).get(name)
+        )
         contexts[name] = judged.policy
         reached += judged.reached
     for number, evidence in by_class.items():

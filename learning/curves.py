@@ -37,6 +37,7 @@ RECENT = 500
 
 _PRIOR_DEVIATION = 0.05  # of one query's recall at a useful effort, where the sample says nothing
 _PRIOR_COUNT = 5.0  # labels that this prior is worth
+_GRACE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +178,27 @@ def estimate(recall: Floats, weight: Floats) -> Estimate:
 
 
 def cheapest(
-    recall: Floats, cost: Floats, target: float, allowed: NDArray[np.bool_], *, tolerance: float = 0.05
+    recall: Floats,
+    cost: Floats,
+    target: float,
+    allowed: NDArray[np.bool_],
+    *,
+    tolerance: float = 0.05,
+    current: int | None = None,
 ) -> int | None:
     """Return the cheapest allowed arm whose `recall` (a lower bound) reaches `target`, or None.
 
-    Costs are equal if they differ by less than the share `tolerance`, or by 20 microseconds: then the higher
-    recall wins, and then the earlier arm, which is the one that changes less.
+    Costs are equal if they differ by less than the share `tolerance`, or by 20 microseconds.  Of equal arms
+    the `current` one stays, with a grace of a twentieth of what the target tolerates: which of two equal
+    arms looks better is noise.  Otherwise the higher recall wins, and then the earlier arm, which is the one
+    that changes less.
     """
-    good = np.flatnonzero(allowed & np.isfinite(cost) & (recall >= target))
+    grace = np.zeros(len(recall))
+    if current is not None:
+        grace[current] = _GRACE * (1.0 - target)
+    good = np.flatnonzero(allowed & np.isfinite(cost) & (recall + grace >= target))
     if not len(good):
         return None
     least = cost[good].min()
     near = good[cost[good] <= max((1.0 + tolerance) * least, least + 0.02)]
-    return int(near[np.argmax(recall[near])])
+    return current if current is not None and current in near else int(near[np.argmax(recall[near])])

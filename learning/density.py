@@ -1,19 +1,15 @@
 """How dense the table is around a query: the strongest signal of how hard the query is for a graph index.
 
-The *sketch* is a uniform sample of the table's own vectors (10,000 or more), held in an in-process HNSW
-index. The distances from a query to its nearest sketch rows say how many rows crowd around it; a graph
-search loses its way where many are nearly as near as the nearest.  The logarithms of a few of these
-distances, and of their gaps, are the features of `learning.difficulty`.  A logarithm makes them free of the
-metric's unit and makes "twice as far" the same step everywhere.
+The *sketch* is a uniform sample of the table's own vectors (10,000 or more), projected and held in an
+in-process HNSW index.  The distances from a query to its nearest sketch rows say how many rows crowd around
+it; a graph search loses its way where many are nearly as near as the nearest.  The logarithms of a few of
+these distances, and of their gaps, are the features of `learning.difficulty`.  A logarithm makes them free of
+the metric's unit and makes "twice as far" the same step everywhere.
 
-Rows are projected on their `COMPONENTS` principal directions before they are indexed.  For 384-dimensional
-text embeddings that said as much about difficulty as all dimensions, in a third of the time and memory;
-what the projection of a query leaves over is a feature of its own.  Vectors are normalised first, except
-for Euclidean distance.
-
-The sketch travels in a snapshot as int8 (one scale for all, error below 1 % of a component's range): 10,000
-rows take 1.3 MB on the wire and about 7 MB in the index.  Learner and worker build the index from the same
-bytes, with one thread and a fixed seed, and so see the same distances.
+The larger the share of the table in the sketch, the finer the density that it sees; it pays in memory: a row
+takes about 700 bytes in every worker.  It travels in a snapshot as int8 (one scale for all, error below 1 %
+of a component's range), 128 bytes a row.  Learner and worker build the index from the same bytes, with one
+thread and a fixed seed, and so see the same distances.
 
 Literature: LAET (SIGMOD 2020) and Tao (arXiv 2110.00696) predict effort from distances seen inside the
 search; a transparent proxy cannot look inside, so it keeps a small sibling of the graph.
@@ -28,17 +24,16 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from learning import projection
+from learning.projection import Frame, Projection, Vectors
+
 Floats = NDArray[np.float64]
-Vectors = NDArray[np.float32]
 
 NEIGHBOURS = 32
 """Sketch rows looked up for a query; also the search's ef.  100 is hardly better and costs twice the time."""
 
-COMPONENTS = 128
-"""Principal directions kept; 64 lose a part of the signal."""
-
-MAX_ROWS = 20_000
-"""Rows kept; more see finer density and cost lookup time and memory."""
+MAX_ROWS = 200_000
+"""Rows kept at most."""
 
 _RANKS = (0, 1, 4, 9, 19, 31)
 _PICKED = np.array((*_RANKS, 9, 31, NEIGHBOURS))  # distances by rank, two reaches, the energy left over
@@ -47,7 +42,6 @@ FEATURES = len(_PICKED)
 
 _REACH_RANK = 9
 _MIN_ROWS = 500  # fewer rows do not say how dense a table is
-_PRINCIPAL_ROWS = 4000  # enough to find the principal directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +49,14 @@ class SketchData:
     """A sketch as it is stored and sent."""
 
     codes: bytes  # int8 [rows, components]
-    basis: bytes  # float32 [dimensions, components], orthonormal columns
-    centre: bytes  # float32 [dimensions]
     scale: float  # one step of the codes
-    euclidean: bool
+    frame: Frame
 
     def digest(self) -> bytes:
         """Return a name for the sketch, so that an index built once can be used again."""
-        key = f"{self.scale!r} {self.euclidean}".encode()
-        return hashlib.blake2b(self.codes + self.basis + self.centre, digest_size=16, key=key).digest()
+        key = f"{self.scale!r} {self.frame.unit!r} {self.frame.euclidean}".encode()[:64]
+        parts = self.codes + self.frame.basis + self.frame.centre
+        return hashlib.blake2b(parts, digest_size=16, key=key).digest()
 
 
 def prepare(rows: Vectors, *, euclidean: bool) -> SketchData | None:
@@ -76,24 +69,12 @@ def prepare(rows: Vectors, *, euclidean: bool) -> SketchData | None:
     if len(good) < _MIN_ROWS:
         return None
     if not euclidean:
-        good = normalise(good)
-    centre = good.mean(axis=0)
-    some = good[:_PRINCIPAL_ROWS] - centre
-    _, directions = np.linalg.eigh(some.T @ some)  # in order of increasing variance
-    basis = np.ascontiguousarray(directions[:, ::-1][:, :COMPONENTS], dtype=np.float32)
-    projected = (good - centre) @ basis
-    scale = max(float(np.abs(projected).max()) / 127.0, 1e-30)
-    codes = np.round(projected / scale).astype(np.int8)
-    return SketchData(
-        codes.tobytes(), basis.astype("<f4").tobytes(), centre.astype("<f4").tobytes(), scale, euclidean
-    )
-
-
-def normalise(vectors: Vectors) -> Vectors:
-    """Return vectors [n, dimensions] with length 1; zero stays zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = (vectors / np.maximum(lengths, 1e-30)).astype(np.float32)
-    return unit
+        good = projection.normalise(good)
+    frame = projection.fit(good, euclidean=euclidean)
+    points, _ = Projection(frame).many(good)
+    scale = max(float(np.abs(points).max()) / 127.0, 1e-30)
+    codes = np.round(points / scale).astype(np.int8)
+    return SketchData(codes.tobytes(), scale, frame)
 
 
 class Sketch:
@@ -106,15 +87,10 @@ class Sketch:
     """
 
     def __init__(self, data: SketchData) -> None:
-        self._centre = np.frombuffer(data.centre, dtype="<f4")
-        self._basis = np.frombuffer(data.basis, dtype="<f4").reshape(len(self._centre), -1)
-        self._euclidean = data.euclidean
-        self._offset = self._centre @ self._basis
-        self._centre_square = float(self._centre @ self._centre)
-        components = self._basis.shape[1]
-        rows = np.frombuffer(data.codes, dtype=np.int8).reshape(-1, components).astype(
-            np.float32
-        ) * np.float32(data.scale)
+        self.projection = Projection(data.frame)
+        components = self.projection.components
+        codes = np.frombuffer(data.codes, dtype=np.int8).reshape(-1, components)
+        rows = codes.astype(np.float32) * np.float32(data.scale)
         if len(rows) < NEIGHBOURS:
             raise ValueError(f"a sketch of {len(rows)} rows, at least {NEIGHBOURS} are needed")
         self._index = hnswlib.Index("l2", components)
@@ -123,28 +99,26 @@ class Sketch:
         self._index.add_items(rows, num_threads=1)
         self._index.set_ef(NEIGHBOURS)
 
-    def look(self, vectors: Vectors) -> Vectors:
-        """Return what is seen around vectors [n, dimensions]: float32 [n, NEIGHBOURS + 1].
+    def look(self, point: Vectors, residue: float) -> Vectors:
+        """Return what is seen around a projected query: float32 [NEIGHBOURS + 1].
 
-        Squared distances to the nearest rows in the projection, increasing, and last the energy of what the
-        projection leaves over.
+        Squared distances to the nearest rows in the projection, increasing, and last the query's residue.
         """
-        # The sums of squares stand in for a centred copy of the vectors, which would cost more than the
-        # search.
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-        factor = np.ones_like(squares) if self._euclidean else 1.0 / np.sqrt(np.maximum(squares, 1e-30))
-        projected = (vectors @ self._basis) * factor[:, None] - self._offset
-        energy = squares * factor * factor - 2.0 * factor * (vectors @ self._centre) + self._centre_square
-        seen = np.empty((len(vectors), NEIGHBOURS + 1), dtype=np.float32)
-        _, seen[:, :NEIGHBOURS] = self._index.knn_query(projected, NEIGHBOURS, num_threads=1)
-        seen[:, NEIGHBOURS] = energy - np.einsum("ij,ij->i", projected, projected)
+        seen = np.empty(NEIGHBOURS + 1, dtype=np.float32)
+        seen[:NEIGHBOURS] = self._index.knn_query(point, NEIGHBOURS, num_threads=1)[1][0]
+        seen[NEIGHBOURS] = residue
         return seen
+
+    def look_around(self, points: Vectors, residues: Floats) -> Vectors:
+        """Return what is seen around projected queries [n, components]: float32 [n, NEIGHBOURS + 1]."""
+        _, distances = self._index.knn_query(points, NEIGHBOURS, num_threads=1)
+        return np.column_stack((distances, residues.astype(np.float32)))
 
 
 def features(seen: Vectors, floor: float) -> Floats:
-    """Return the features [n, FEATURES] of what is seen; `floor` bounds the logarithms."""
-    picked = seen[:, _PICKED].astype(np.float64)
-    picked[:, _GAPS] -= picked[:, :1]
+    """Return the features [..., FEATURES] of what is seen; `floor` bounds the logarithms."""
+    picked = seen.take(_PICKED, axis=-1).astype(np.float64)
+    picked[..., _GAPS] -= picked[..., :1]
     logarithms: Floats = np.log(np.maximum(picked, floor, out=picked), out=picked)
     return logarithms
 
@@ -155,6 +129,6 @@ def noise_floor(seen: Vectors) -> float:
 
 
 def strangeness(seen: Vectors) -> Vectors:
-    """Return how far from the table's rows each query lies [n], what the projection leaves over included."""
-    far: Vectors = seen[:, _REACH_RANK] + seen[:, NEIGHBOURS]
+    """Return how far from the table's rows each query lies [...], its residue included."""
+    far: Vectors = seen[..., _REACH_RANK] + seen[..., NEIGHBOURS]
     return far

@@ -2,21 +2,23 @@
 
 The model has three layers; each leans on the one before it where it knows nothing itself.
 
-1. *Difficulty* ``z``: a ridge regression of the log of a query's mean miss rate on a dozen features: local
-density
-   (`learning.density`) and what the nearest labelled queries were like (`neighbourhood`).
+1. *Difficulty* ``z``: a ridge regression of the log of a query's mean miss rate on a few features: local
+   density (`learning.density`) and what similar labelled queries were like (`neighbourhood`).
 2. *Surface*: the expected recall curve at a difficulty.  Labels are smoothed along the quantiles of ``z``
-with a
-   Gaussian kernel, shrunk to the global curve, and tabulated on a grid; between two grid points it is linear.
+   with a Gaussian kernel, shrunk to the global curve, and tabulated on a grid; between two grid points it is
+   linear.
 3. *Memory*: the curves of similar labelled queries correct the surface by their own deviation from it:
-   ``curve(q) = surface(z) + sum w_i (curve_i - surface(z_i)) / (sum w_i + prior_weight)``, with
-  ``w_i = count_i * exp(sharpness * (cos_i - 1))``.  A repeated query (cos = 1) is remembered as it was;
-  one without near relatives gets the surface.
+   ``curve(q) = surface(z) + sum w_i (curve_i - surface(z_i)) / (sum w_i + PRIOR_WEIGHT)``, with
+   ``w_i = count_i * exp(SHARPNESS * (cos_i - 1))``.  One without near relatives gets the surface.
+
+Similarity is that of `learning.projection`: for points p and q, ``-|p - q|^2 / 2`` stands for ``cos - 1``,
+which it is where nothing was projected away.  All patterns are weighed, not only the nearest: one small
+matrix-vector product is faster than a graph search among a few thousand points, and exact.
 
 A ridge on logarithms did as well as boosted trees on 300 to 3,000 labels, and costs one dot product to
 evaluate.
 
-The batch functions here (fitting, calibration) and `learning.optimizer` (one query, hot path) compute the
+The batch functions here (fitting, calibration) and `learning.lookup` (one query, hot path) compute the
 same numbers; a test holds them to it.
 """
 
@@ -32,17 +34,17 @@ Floats = NDArray[np.float64]
 GRID = 24
 """Points at which the surface is tabulated."""
 
-MEMORY_FEATURES = 3
+MEMORY_FEATURES = 2
 """Columns of `neighbourhood`."""
 
-NEIGHBOURS = 20
-"""Labelled queries that are asked about a query."""
-
 SHARPNESS = 16.0
-"""A neighbour at cosine 0.95 weighs 0.45, at 0.9 0.2, at 0.5 nothing."""
+"""A pattern at cosine 0.95 weighs 0.45, at 0.9 0.2, at 0.5 nothing."""
 
 PRIOR_WEIGHT = 0.25
 """What the surface weighs against one label of the very same query."""
+
+TINY = 1e-30
+"""Weight below which nothing is near."""
 
 _MISS_OFFSET = 0.01  # keeps the log finite where every arm was perfect; half of one hit in 10 over a few arms
 _RIDGE = 3.0  # on standardised features
@@ -55,26 +57,33 @@ def miss(curves: Floats) -> Floats:
     return logarithms
 
 
-def nearest(cosines: NDArray[np.float32]) -> tuple[NDArray[np.intp], Floats]:
-    """Return each query's nearest patterns and their cosines, both [n, at most NEIGHBOURS], in no order.
+def likeness(points: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``exp(SHARPNESS / 2 * (cos - 1))`` of points [n, components] and others [m, components]: [n, m].
 
-    `cosines` is [n, patterns]; -inf marks a pattern that must not be asked (the query itself) and comes out
-    as cosine -2, which weighs nothing.
+    The square root of the memory's weights; they themselves are its square.
     """
-    count = min(NEIGHBOURS, cosines.shape[1])
-    chosen = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-    return chosen, np.maximum(np.take_along_axis(cosines, chosen, axis=1), -2.0).astype(np.float64)
+    scaled = points @ others.T
+    scaled -= 0.5 * np.einsum("ij,ij->i", points, points)[:, None]
+    scaled -= 0.5 * np.einsum("ij,ij->i", others, others)
+    scaled *= 0.5 * SHARPNESS
+    alike: NDArray[np.float32] = np.exp(np.minimum(scaled, 0.0, out=scaled), out=scaled)
+    return alike
 
 
-def neighbourhood(cosines: Floats, misses: Floats, counts: Floats) -> Floats:
-    """Return features [n, MEMORY_FEATURES] of neighbours [n, k]: mean log miss, log of their weight,
-    nearest cosine.
+def neighbourhood(alike: NDArray[np.float32], misses: Floats, counts: Floats) -> Floats:
+    """Return features [n, MEMORY_FEATURES] of `likeness` [n, m]: mean log miss, log of all weight.
 
-    The weights fall half as fast as the memory's: a mean over more neighbours says more about difficulty.
+    The weights fall half as fast as the memory's: a mean over more patterns says more about difficulty.
     """
-    weight = counts * np.exp(0.5 * SHARPNESS * (cosines - 1.0))
-    total = weight.sum(axis=1)
-    return np.column_stack(((weight * misses).sum(axis=1) / total, np.log(total), cosines.max(axis=1)))
+    sums = alike @ np.column_stack((counts * misses, counts)).astype(np.float32)
+    total = np.maximum(sums[:, 1].astype(np.float64), TINY)
+    return np.column_stack((sums[:, 0] / total, np.log(total)))
+
+
+def cosine(alike: NDArray[np.float32]) -> Floats:
+    """Return the cosine that each `likeness` stands for."""
+    found: Floats = 1.0 + np.log(np.maximum(alike, TINY)) / (0.5 * SHARPNESS)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +158,9 @@ def _surface(z: Floats, curves: Floats, weight: Floats) -> tuple[Floats, Floats]
     return grid, surface
 
 
-def remember(base: Floats, cosines: Floats, residuals: Floats, counts: Floats) -> Floats:
-    """Return `base` [n, arms] corrected by neighbours: residuals [n, k, arms], cosines, counts [n, k]."""
-    weight = counts * np.exp(SHARPNESS * (cosines - 1.0))
-    correction = np.einsum("nk,nka->na", weight, residuals) / (weight.sum(axis=1) + PRIOR_WEIGHT)[:, None]
-    corrected: Floats = base + correction
+def remember(base: Floats, alike: NDArray[np.float32], residuals: Floats, counts: Floats) -> Floats:
+    """Return `base` [n, arms] corrected by patterns: likeness [n, m], residuals [m, arms], counts [m]."""
+    weight = alike * alike
+    sums = weight @ np.column_stack((counts, counts[:, None] * residuals)).astype(np.float32)
+    corrected: Floats = base + sums[:, 1:] / (sums[:, :1] + PRIOR_WEIGHT).astype(np.float64)
     return corrected

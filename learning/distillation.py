@@ -19,8 +19,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -28,18 +28,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learning import calibration, density
-from learning.calibration import Goal, Queries
+from learning.calibration import Goal, Outcome, Queries
 from learning.contexts import Limits, bucket, judge, judge_filtered
-from learning.curves import Caution, Evidence, costs, evidence, ladders
+from learning.curves import Caution, Evidence, Floats, costs, evidence, ladders
 from learning.density import Sketch, SketchData
 from learning.dialects import row_limit
-from learning.records import Arm, ContextPolicy, Label, QueryPolicy, Template, TemplatePolicy, Trust
+from learning.records import Arm, Label, Template, TemplatePolicy, Trust, context_key
+from learning.repetition import Asked, vector_name
 
 OptimizeFor = Literal["recall", "balanced", "latency"]
 
 CAUTION: Mapping[OptimizeFor, Caution] = {
-    "recall": Caution(deviations=2.0, misses=1.0),
-    "balanced": Caution(deviations=1.0, misses=1.0),
+    "recall": Caution(deviations=1.5, misses=1.0),
+    "balanced": Caution(deviations=0.5, misses=1.0),
     "latency": Caution(deviations=0.0, misses=0.0),
 }
 """How sure the target is to be kept.
@@ -78,10 +79,10 @@ class Options:
         each do. Filtered contexts are always held one by one.
     max_exact_ms
         Exact search is not chosen where it costs more.
-    lookup_ms, sketch_ms
-        What choosing per query costs in the proxy, without the sketch and more with it: each must be earned
-        back.  The defaults were measured with cold caches: between two lookups the server walks through
-        megabytes of its own.
+    repeat_ms, lookup_ms, sketch_ms
+        What choosing per query costs in the proxy: recognising a repeated query, and more for a new one,
+        without the sketch and with it.  Each must be earned back.  The defaults were measured with cold
+        caches: between two lookups the server walks through megabytes of its own.
     """
 
     target_recall: float = 0.98
@@ -92,8 +93,9 @@ class Options:
     seed: int = 0
     contract: Literal["mean", "strict"] = "mean"
     max_exact_ms: float = 100.0
-    lookup_ms: float = 0.25
-    sketch_ms: float = 0.35
+    repeat_ms: float = 0.02
+    lookup_ms: float = 0.12
+    sketch_ms: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,9 @@ def distill(
     labels: Sequence[Label],
     traffic: Mapping[str, int],
     options: Options,
+    *,
+    asked: Callable[[str], Asked] | None = None,
+    previous: TemplatePolicy | None = None,
 ) -> TemplatePolicy:
     """Return the policy that the labels support.
 
@@ -151,6 +156,11 @@ def distill(
         Context key -> recent queries: decides which k is worth a per-query policy.  Contexts may be missing.
     options
         The aim.
+    asked
+        Context key -> how often each of its queries was asked lately; None: nothing is known of repetitions,
+        and every query counts as new.
+    previous
+        The policy in use: of choices that are all but equal, its own is kept.
 
     Raises
     ------
@@ -160,12 +170,17 @@ def distill(
     if not arms:
         raise ValueError("a policy needs at least the arm 'as is'")
     if facts.filter_slots:
-        return _filtered(template, facts, arms, labels, options)
-    return _unfiltered(template, facts, arms, labels, traffic, options)
+        return _filtered(template, facts, arms, labels, options, previous)
+    return _unfiltered(template, facts, arms, labels, traffic, options, asked, previous)
 
 
 def _filtered(
-    template: Template, facts: TableFacts, arms: Sequence[Arm], labels: Sequence[Label], options: Options
+    template: Template,
+    facts: TableFacts,
+    arms: Sequence[Arm],
+    labels: Sequence[Label],
+    options: Options,
+    previous: TemplatePolicy | None,
 ) -> TemplatePolicy:
     if not labels:
         return _observe(template, facts, arms, options, "no labels yet")
@@ -176,7 +191,7 @@ def _filtered(
     keys = [label.context for label in ordered]
     shares = {key: _share(key, facts) for key in keys}
     limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms, filtered=True)
-    judged = judge_filtered(known, keys, shares, arms, limits)
+    judged = judge_filtered(known, keys, shares, arms, limits, _in_use(previous, arms))
     if not judged.contexts and not judged.buckets:
         return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
     ks = [label.k for label in ordered]
@@ -209,6 +224,15 @@ def _share(context: str, facts: TableFacts) -> float | None:
     return share if bucket(share) is not None else None
 
 
+def _in_use(previous: TemplatePolicy | None, arms: Sequence[Arm]) -> dict[str, int]:
+    """Return the arm (its number among `arms`) that serves each context now."""
+    if previous is None:
+        return {}
+    number = {arm: index for index, arm in enumerate(arms)}
+    serving = {key: previous.arms[context.arm] for key, context in previous.contexts.items()}
+    return {key: number[arm] for key, arm in serving.items() if arm in number}
+
+
 def _unfiltered(
     template: Template,
     facts: TableFacts,
@@ -216,6 +240,8 @@ def _unfiltered(
     labels: Sequence[Label],
     traffic: Mapping[str, int],
     options: Options,
+    asked: Callable[[str], Asked] | None,
+    previous: TemplatePolicy | None,
 ) -> TemplatePolicy:
     by_k: dict[int, list[Label]] = {}
     for label in labels:
@@ -228,18 +254,25 @@ def _unfiltered(
     counts = Counter({k: traffic.get(str(k), len(own)) for k, own in enough.items()})
     main = max(enough, key=lambda k: (counts[k], k))
     limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms)
-    contexts: dict[str, ContextPolicy] = {}
-    for k, own in enough.items():
-        judged = judge(_evidence(own, arms, options), arms, limits)
-        contexts[str(k)] = judged.policy
-        if k == main:
-            static = judged
+    in_use = _in_use(previous, arms)
+    judged = {
+        k: judge(_evidence(own, arms, options), arms, limits, current=in_use.get(str(k)))
+        for k, own in enough.items()
+    }
+    contexts = {str(k): one.policy for k, one in judged.items()}
+    static = judged[main]
     name = arms[static.policy.arm].name
     recall = static.policy.expected_recall
     reason = f"k={main}: {name} for every query, {static.cost:.2f} ms at recall {recall:.3f}"
     if not static.reached:
         reason += f"; no arm is sure to keep {options.target_recall:g}"
-    query, safe, why = _query_policy(template, facts, arms, enough[main], options)
+    told = asked(context_key(main, ())) if asked is not None else Asked()
+    outcome = _per_query(template, facts, arms, enough[main], options, told, previous)
+    if isinstance(outcome, str):
+        query, fallback, why = None, static.policy.arm, outcome
+    else:
+        query, why = outcome.policy, outcome.reason
+        fallback = outcome.safe_arm if query is not None else static.policy.arm
     return TemplatePolicy(
         template=template.key,
         table=facts.table,
@@ -249,7 +282,7 @@ def _unfiltered(
         arms=tuple(arms),
         value_types=facts.value_types,
         filter_slots=(),
-        fallback=static.policy.arm if query is None else safe,
+        fallback=fallback,
         contexts=contexts,
         query=query,
         min_k=min(enough),
@@ -261,44 +294,78 @@ def _evidence(labels: Sequence[Label], arms: Sequence[Arm], options: Options) ->
     return evidence(labels, arms, learning_rate=options.learning_rate, min_samples=options.min_samples)
 
 
-def _query_policy(
-    template: Template, facts: TableFacts, arms: Sequence[Arm], labels: Sequence[Label], options: Options
-) -> tuple[QueryPolicy | None, int, str]:
-    """Return the per-query policy (or None), the safe arm, and the reason."""
+def _per_query(
+    template: Template,
+    facts: TableFacts,
+    arms: Sequence[Arm],
+    labels: Sequence[Label],
+    options: Options,
+    asked: Asked,
+    previous: TemplatePolicy | None,
+) -> Outcome | str:
+    """Return what choosing per query brings, or why it cannot be judged."""
     ordered = sorted(labels, key=lambda label: label.timestamp)[-calibration.MAX_TRAINING :]
     lengths = Counter(len(label.vector) for label in ordered if label.vector)
     length = lengths.most_common(1)[0][0] if lengths else 0
     seen = [label for label in ordered if label.vector and len(label.vector) == length]
     if len(seen) < max(options.min_samples, 2 * calibration.FOLDS):
-        return None, 0, f"only {len(seen)} labels have a vector"
-    vectors = np.frombuffer(b"".join(label.vector or b"" for label in seen), dtype="<f4").reshape(
-        len(seen), -1
-    )
+        return f"only {len(seen)} labels have a vector"
     known = _evidence(seen, arms, options)
     cost = costs(known.ms, ladders(arms))
     cost[[i for i, arm in enumerate(arms) if arm.kind == "exact" and cost[i] > options.max_exact_ms]] = np.inf
     k = seen[0].k
     cost[[i for i, arm in enumerate(arms) if (row_limit(arm) or k) < k]] = np.inf  # too few rows
     if sum(np.isfinite(cost[i]) for i, arm in enumerate(arms) if arm.effort) < 2:
-        return None, 0, "too few arms to choose from"
+        return "too few arms to choose from"
     euclidean = template.operator == _EUCLIDEAN
-    queries = Queries(vectors, known, seen[0].k, euclidean, None)
+    queries = _distinct([label.vector or b"" for label in seen], known, asked, seen[0].k, euclidean)
+    if len(queries) < 2 * calibration.FOLDS:
+        return f"only {len(queries)} different queries were measured"
+    in_use = previous.query if previous is not None else None
     goal = Goal(
         options.target_recall,
         CAUTION[options.optimize_for],
         strict=options.contract == "strict",
-        lookup_ms=options.lookup_ms,
+        lookup_ms=(options.repeat_ms, options.lookup_ms, options.sketch_ms),
         max_patterns=options.max_patterns,
         seed=options.seed,
+        level=calibration.level_of(in_use) if in_use is not None else None,
+        price=in_use.price if in_use is not None else None,
     )
-    outcome = calibration.learn(queries, arms, cost, goal, None)
-    sketch, index = _sketch(template, facts, vectors.shape[1], euclidean)
-    if sketch is not None:
-        dearer = replace(goal, lookup_ms=goal.lookup_ms + options.sketch_ms)
-        dense = calibration.learn(replace(queries, sketch=sketch), arms, cost, dearer, index)
-        if dense.policy is not None and (outcome.policy is None or dense.cost < outcome.cost):
-            outcome = dense
-    return outcome.policy, outcome.safe_arm, outcome.reason
+    sketch, index = _sketch(template, facts, queries.vectors.shape[1], euclidean)
+    return calibration.learn(queries, arms, cost, goal, sketch, index)
+
+
+def _distinct(vectors: Sequence[bytes], known: Evidence, asked: Asked, k: int, euclidean: bool) -> Queries:
+    """Return the distinct queries among labels that are ordered by time, in the order of their newest."""
+    rows: dict[bytes, list[int]] = {}
+    for row, vector in enumerate(vectors):
+        rows.setdefault(vector, []).append(row)
+    groups = sorted(rows.values(), key=lambda group: group[-1])
+    names = [vector_name(vectors[group[0]]) for group in groups]
+    counts = np.array([asked.counts.get(name, 0) for name in names], dtype=np.float64)
+
+    def mean(values: Floats) -> Floats:
+        """Average over each group, without what was not measured."""
+        certain = np.isfinite(values)
+        sums = np.array([np.where(certain[g], values[g], 0.0).sum(axis=0) for g in groups])
+        known_in = np.array([certain[g].sum(axis=0) for g in groups])
+        means: Floats = np.where(known_in > 0, sums / np.maximum(known_in, 1), np.nan)
+        return means
+
+    return Queries(
+        vectors=np.stack([np.frombuffer(vectors[group[0]], dtype="<f4") for group in groups]),
+        recall=mean(known.recall),
+        ms=mean(known.ms),
+        weight=np.array([known.weight[group[-1]] for group in groups]),
+        labels=np.array([known.weight[group].sum() for group in groups]),
+        fair=np.array([known.uniform[group].any() for group in groups]) | (counts == 1),
+        usage=np.maximum(counts, 1.0),
+        share=asked.shares(names),
+        asked=asked.total,
+        k=k,
+        euclidean=euclidean,
+    )
 
 
 def _sketch(

@@ -3,32 +3,43 @@
 `pack` writes a `QueryPolicy`, `QueryLookup` reads it: the two stand together because only they know what
 `extra` holds.  All arrays are little endian.
 
-=============  ===========================  ================================================================
-key            shape                        meaning
-=============  ===========================  ================================================================
-``k``          int64 [1]                    the policy is for queries of at most this LIMIT + OFFSET
-``slope``      float64 [features]           of the difficulty: density features (if any), then memory features
-``intercept``  float64 [1]                  of the difficulty
-``grid``       float64 [GRID]               difficulties at which the surface is tabulated
-``surface``    float64 [GRID, arms]         expected recall
-``z``          float64 [patterns]           difficulty of each pattern
-``misses``     float64 [patterns]           log miss rate of each pattern
-``codes``      int8 [rows, components]       the table's sketch; absent where there is none
-``basis``      float32 [dims, components]   of the sketch
-``centre``     float32 [dims]               of the sketch
-``density``    float64 [4]                  scale, 1.0 if Euclidean, noise floor, greatest strangeness
-=============  ===========================  ================================================================
+================  =======================  =================================================================
+key               shape                    meaning
+================  =======================  =================================================================
+``k``             int64 [1]                the policy is for queries of at most this LIMIT + OFFSET
+``names``         bytes [queries, 16]      the labelled queries themselves (`vector_name`)
+``name_arms``     int16 [queries]          the arm of each
+``name_recalls``  float32 [queries]        its expected recall
+``default``       float64 [2]              arm and expected recall of every other query, if there is no model
+``slope``         float64 [features]       of the difficulty: density features (if any), memory features
+``intercept``     float64 [1]              of the difficulty
+``grid``          float64 [GRID]           difficulties at which the surface is tabulated
+``surface``       float64 [GRID, arms]     expected recall
+``z``             float64 [patterns]       difficulty of each pattern
+``misses``        float64 [patterns]       log miss rate of each pattern
+``points``        float32 [patterns, c]    the patterns' projections
+``basis``         float32 [dimensions, c]  of the projection, shared by patterns and sketch
+``centre``        float32 [dimensions]     of the projection
+``frame``         float64 [2]              unit of length, 1.0 if Euclidean
+``codes``         int8 [rows, c]           the table's sketch; absent where there is none
+``density``       float64 [3]              of the sketch: scale, noise floor, greatest strangeness
+================  =======================  =================================================================
 
-One lookup is two searches in small HNSW graphs (patterns, sketch) and some twenty operations on arrays of
-about twenty numbers; docs/learning.md has the times.
+Three steps, each only where the one before it has no answer:
+
+1. the very same vector was measured: one hash and one dictionary access;
+2. the model (`learning.difficulty`): one projection, one product with all patterns, one search in the
+   sketch's graph, and some twenty operations on short arrays;
+3. a query unlike everything that is known: None.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +47,9 @@ from numpy.typing import NDArray
 from learning import density, difficulty
 from learning.density import Sketch, SketchData
 from learning.difficulty import Model
-from learning.reasoning_bank import PatternIndex
+from learning.projection import Frame, Projection, Vectors
 from learning.records import QueryPolicy
+from learning.repetition import NAME, vector_name
 
 Floats = NDArray[np.float64]
 
@@ -59,37 +71,52 @@ class Patterns:
     """The bank's patterns as arrays."""
 
     centroids: NDArray[np.float32]  # [n, dimensions], normalised
+    points: NDArray[np.float32]  # [n, components]
     curves: Floats  # [n, arms]
     counts: Floats  # [n]
     z: Floats  # [n]
     misses: Floats  # [n]
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Labelled queries with their arms."""
+
+    names: Sequence[bytes]  # `vector_name`
+    arms: NDArray[np.intp]
+    recalls: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What serves queries that were not measured themselves."""
+
+    model: Model
+    frame: Frame
+    around: Surroundings | None
+    min_similarity: float
+
+
 def pack(
     patterns: Patterns,
-    model: Model,
+    remembered: Remembered,
+    fitted: Fitted | None,
     cost: Floats,
     *,
     k: int,
     price: float,
-    min_similarity: float,
-    around: Surroundings | None,
+    default: tuple[int, float],
 ) -> QueryPolicy:
     """Return the policy that `QueryLookup` evaluates; `model.surface` and `cost` cover all arms."""
     extra = {
         "k": np.array([k], dtype="<i8").tobytes(),
-        "slope": model.slope.astype("<f8").tobytes(),
-        "intercept": np.array([model.intercept], dtype="<f8").tobytes(),
-        "grid": model.grid.astype("<f8").tobytes(),
-        "surface": model.surface.astype("<f8").tobytes(),
-        "z": patterns.z.astype("<f8").tobytes(),
-        "misses": patterns.misses.astype("<f8").tobytes(),
+        "names": b"".join(remembered.names),
+        "name_arms": remembered.arms.astype("<i2").tobytes(),
+        "name_recalls": remembered.recalls.astype("<f4").tobytes(),
+        "default": np.array(default, dtype="<f8").tobytes(),
     }
-    if around is not None:
-        data = around.data
-        facts = (data.scale, float(data.euclidean), around.floor, around.limit)
-        extra |= {"codes": data.codes, "basis": data.basis, "centre": data.centre}
-        extra["density"] = np.array(facts, dtype="<f8").tobytes()
+    if fitted is not None:
+        extra |= _packed(patterns, fitted)
     total = patterns.counts.sum()
     prior = patterns.counts @ patterns.curves / total
     return QueryPolicy(
@@ -101,11 +128,39 @@ def pack(
         prior=tuple(prior.tolist()),
         prior_weight=difficulty.PRIOR_WEIGHT,
         sharpness=difficulty.SHARPNESS,
-        neighbours=difficulty.NEIGHBOURS,
+        neighbours=0,
         price=price,
-        min_similarity=min_similarity,
+        min_similarity=fitted.min_similarity if fitted is not None else -1.0,
         extra=extra,
     )
+
+
+def _packed(patterns: Patterns, fitted: Fitted) -> dict[str, bytes]:
+    model, frame, around = fitted.model, fitted.frame, fitted.around
+    extra = {
+        "slope": model.slope.astype("<f8").tobytes(),
+        "intercept": np.array([model.intercept], dtype="<f8").tobytes(),
+        "grid": model.grid.astype("<f8").tobytes(),
+        "surface": model.surface.astype("<f8").tobytes(),
+        "z": patterns.z.astype("<f8").tobytes(),
+        "misses": patterns.misses.astype("<f8").tobytes(),
+        "points": patterns.points.astype("<f4").tobytes(),
+        "basis": frame.basis,
+        "centre": frame.centre,
+        "frame": np.array([frame.unit, float(frame.euclidean)], dtype="<f8").tobytes(),
+    }
+    if around is not None:
+        facts = (around.data.scale, around.floor, around.limit)
+        extra |= {"codes": around.data.codes, "density": np.array(facts, dtype="<f8").tobytes()}
+    return extra
+
+
+class Found(NamedTuple):
+    """What a lookup found: an arm, its expected recall, and whether this very query was measured."""
+
+    arm: int
+    recall: float
+    repeated: bool
 
 
 class QueryLookup:
@@ -126,80 +181,126 @@ class QueryLookup:
     """
 
     def __init__(self, policy: QueryPolicy, sketches: MutableMapping[bytes, Sketch]) -> None:
-        arms = len(policy.costs)
         extra = policy.extra
         self.dimensions = policy.dimensions
         self.k = int(np.frombuffer(extra["k"], dtype="<i8")[0])
-        centroids = np.frombuffer(policy.centroids, dtype="<f4").reshape(-1, policy.dimensions)
-        self._patterns = PatternIndex(centroids)
-        counts = np.frombuffer(policy.weights, dtype="<f4").astype(np.float64)
-        misses = np.frombuffer(extra["misses"], dtype="<f8")
-        self._neighbours = policy.neighbours
-        self._half_sharpness = 0.5 * policy.sharpness
-        self._prior_weight = policy.prior_weight
-        self._min_similarity = policy.min_similarity
+        self.sketch_name: bytes | None = None
+        self._model: _ModelLookup | None = None
+        if "slope" in extra:
+            self._model = _ModelLookup(policy, sketches)
+            self.sketch_name = self._model.sketch_name
+        arm, recall = np.frombuffer(extra["default"], dtype="<f8").tolist()
+        self._default = Found(int(arm), recall, repeated=False)
+        arms = np.frombuffer(extra["name_arms"], dtype="<i2").tolist()
+        recalls = np.frombuffer(extra["name_recalls"], dtype="<f4").tolist()
+        names = extra["names"]
+        self._repeated = {
+            names[i * NAME : (i + 1) * NAME]: Found(arm, recall, repeated=True)
+            for i, (arm, recall) in enumerate(zip(arms, recalls, strict=True))
+        }
+
+    def choose(self, vector: Vectors) -> Found | None:
+        """Return one query's arm and its expected recall, or None for a query unlike all that is known."""
+        found = self._repeated.get(vector_name(vector.tobytes()))
+        if found is not None:
+            return found
+        return self._default if self._model is None else self._model.choose(vector)
+
+
+class _ModelLookup:
+    """The model's part of a policy."""
+
+    def __init__(self, policy: QueryPolicy, sketches: MutableMapping[bytes, Sketch]) -> None:
+        arms = len(policy.costs)
+        extra = policy.extra
+        unit, euclidean = np.frombuffer(extra["frame"], dtype="<f8").tolist()
+        frame = Frame(extra["basis"], extra["centre"], unit, bool(euclidean))
+        if frame.dimensions != policy.dimensions:
+            raise ValueError(f"a projection of {frame.dimensions} dimensions for {policy.dimensions}")
+        self._read_sketch(extra, frame, sketches)
         grid = np.frombuffer(extra["grid"], dtype="<f8")
         surface = np.frombuffer(extra["surface"], dtype="<f8").reshape(-1, arms)
-        curves = np.frombuffer(policy.curves, dtype="<f4").reshape(-1, arms).astype(np.float64)
-        z = np.frombuffer(extra["z"], dtype="<f8")
-        residuals = curves - difficulty.interpolate(grid, surface, z)
-        # One row per pattern, so that a lookup gathers everything about its neighbours at once.
-        self._table = np.column_stack((counts, misses, residuals))
+        self._read_patterns(policy, grid, surface)
         # With the price taken off beforehand, the best arm is one argmax away.
         self._toll = policy.price * np.array(policy.costs)
         self._utility = surface - self._toll
         self._grid: list[float] = grid.tolist()
-        self._read_model(extra)
-        self._read_sketch(extra, sketches)
-
-    def _read_model(self, extra: dict[str, bytes]) -> None:
+        self._prior_weight = policy.prior_weight
+        # The least likeness that still counts as near.
+        self._least = max(difficulty.TINY, math.exp(0.5 * policy.sharpness * (policy.min_similarity - 1.0)))
         slope = np.frombuffer(extra["slope"], dtype="<f8")
         self._intercept = float(np.frombuffer(extra["intercept"], dtype="<f8")[0])
         self._density_slope = slope[: -difficulty.MEMORY_FEATURES]
         self._memory_slope: list[float] = slope[-difficulty.MEMORY_FEATURES :].tolist()
 
-    def _read_sketch(self, extra: dict[str, bytes], sketches: MutableMapping[bytes, Sketch]) -> None:
+    def _read_sketch(
+        self, extra: dict[str, bytes], frame: Frame, sketches: MutableMapping[bytes, Sketch]
+    ) -> None:
         self.sketch_name: bytes | None = None
         self._sketch: Sketch | None = None
         self._floor = self._limit = math.inf
         if "codes" not in extra:
+            self._projection = Projection(frame)
             return
-        scale, euclidean, self._floor, self._limit = np.frombuffer(extra["density"], dtype="<f8").tolist()
-        data = SketchData(extra["codes"], extra["basis"], extra["centre"], scale, bool(euclidean))
+        scale, self._floor, self._limit = np.frombuffer(extra["density"], dtype="<f8").tolist()
+        data = SketchData(extra["codes"], scale, frame)
         self.sketch_name = name = data.digest()
         if name not in sketches:
             sketches[name] = Sketch(data)
         self._sketch = sketches[name]
+        self._projection = self._sketch.projection
 
-    def choose(self, vector: NDArray[np.float32]) -> tuple[int, float] | None:
+    def _read_patterns(self, policy: QueryPolicy, grid: Floats, surface: Floats) -> None:
+        extra, arms = policy.extra, len(policy.costs)
+        counts = np.frombuffer(policy.weights, dtype="<f4").astype(np.float64)
+        points = np.frombuffer(extra["points"], dtype="<f4").reshape(len(counts), -1)
+        curves = np.frombuffer(policy.curves, dtype="<f4").reshape(len(counts), arms).astype(np.float64)
+        z, misses = (np.frombuffer(extra[key], dtype="<f8") for key in ("z", "misses"))
+        residuals = curves - difficulty.interpolate(grid, surface, z)
+        half = 0.5 * policy.sharpness
+        squares = np.einsum("ij,ij->i", points, points)
+        # Two more columns, so that one product with (point, 1, -|point|^2 / 2) is the logarithm of likeness.
+        ones = np.ones(len(counts), dtype=np.float32)
+        self._points = np.ascontiguousarray(
+            half * np.column_stack((points, -0.5 * squares, ones)), np.float32
+        )
+        self._near = np.ascontiguousarray(np.column_stack((counts * misses, counts)), np.float32)
+        self._memory = np.ascontiguousarray(
+            counts[:, None] * np.column_stack((np.ones(len(counts)), residuals)), np.float32
+        )
+
+    def choose(self, vector: Vectors) -> Found | None:
         """Return one query's arm and its expected recall, or None for a query unlike all that is known."""
-        numbers, cosines = self._patterns.nearest(vector, self._neighbours)
-        nearest_cosine = float(cosines[0])
-        if not nearest_cosine >= self._min_similarity:  # also where it is not a number
+        point, residue = self._projection.one(vector)
+        query = np.empty(len(point) + 2, dtype=np.float32)
+        query[:-2] = point
+        query[-2] = 1.0
+        query[-1] = -0.5 * point.dot(point)
+        alike = self._points.dot(query)
+        np.exp(alike, out=alike)
+        near: list[float] = alike.dot(self._near).tolist()
+        total = near[1]
+        if not float(alike.max()) >= self._least:  # also where it is not a number
             return None
         z = self._intercept
         if self._sketch is not None:
-            seen = self._sketch.look(vector[None, :])
-            if not density.strangeness(seen)[0] <= self._limit:
+            seen = self._sketch.look(point, residue)
+            if not density.strangeness(seen) <= self._limit:
                 return None
-            z += float(density.features(seen, self._floor)[0] @ self._density_slope)
-        closeness = np.exp(self._half_sharpness * (cosines - 1.0))
-        known = self._table.take(numbers.astype(np.intp), axis=0)
-        weight = known[:, 0] * closeness
-        total = float(weight.sum())
-        mean_miss, log_total, nearest = self._memory_slope
-        z += mean_miss * float(weight @ known[:, 1]) / total
-        z += log_total * math.log(total) + nearest * nearest_cosine
-        weight *= closeness
-        utility = weight @ known[:, 2:]
-        utility /= float(weight.sum()) + self._prior_weight
-        utility += self._surface_utility(z)
+            z += float(density.features(seen, self._floor).dot(self._density_slope))
+        mean_miss, log_total = self._memory_slope
+        z += mean_miss * near[0] / total + log_total * math.log(total)
+        alike *= alike
+        memory = alike.dot(self._memory)
+        utility = self._surface_utility(z)
+        utility += memory[1:] / (memory[0] + self._prior_weight)
         arm = int(utility.argmax())
-        return arm, min(1.0, float(utility[arm] + self._toll[arm]))
+        return Found(arm, min(1.0, max(0.0, float(utility[arm] + self._toll[arm]))), repeated=False)
 
     def _surface_utility(self, z: float) -> Floats:
         grid = self._grid
         left = min(max(bisect_left(grid, z) - 1, 0), len(grid) - 2)
         share = min(max((z - grid[left]) / (grid[left + 1] - grid[left]), 0.0), 1.0)
-        utility: Floats = self._utility[left] * (1.0 - share) + self._utility[left + 1] * share
+        utility: Floats = self._utility[left] * (1.0 - share)
+        utility += self._utility[left + 1] * share
         return utility

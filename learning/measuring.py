@@ -265,9 +265,9 @@ class Measuring:
         assert state.confirmed is not None
         assert state.tracker is not None
         if not state.confirmed.facts.filter_slots:  # few contexts, many queries: those asked often come first
-            for trajectory in state.tracker.sample(self._rng, 8, uniform=False, exclude=state.labelled):
-                if state.tracker.context(trajectory) == context:
-                    return trajectory
+            found = state.tracker.sample(self._rng, 1, uniform=False, exclude=state.labelled, context=context)
+            if found:
+                return found[0]
         recent = state.traffic.recent(context)
         return recent[int(self._rng.integers(len(recent)))] if recent else None
 

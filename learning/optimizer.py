@@ -157,8 +157,9 @@ class _Prepared:
                 chosen = None
             if chosen is None:
                 return self._fallback(k, "unlike every labelled query")
-            arm, recall = chosen
-            return Choice(self.policy.arms[arm], Trust.QUERY, recall, "chosen for this query vector")
+            arm, recall, repeated = chosen
+            reason = "measured for this very query" if repeated else "chosen for this query vector"
+            return Choice(self.policy.arms[arm], Trust.QUERY, recall, reason)
         if k not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()

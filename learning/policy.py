@@ -14,6 +14,7 @@ from config.schema import Config
 from learning.distillation import Options, distill
 from learning.records import ContextPolicy, Snapshot, TemplatePolicy, Trust
 from learning.registry import TemplateState
+from learning.repetition import Asked, Repetition
 
 REFRESH = 30.0  # seconds between snapshots that change figures only
 SETTLE = 1.0  # seconds between snapshots that change arms; a change of trust goes out at once
@@ -36,7 +37,17 @@ def derivation(state: TemplateState, config: Config) -> Callable[[], TemplatePol
         min_samples=table.min_samples,
     )
     arms, labels, traffic = state.confirmed.arms, tuple(state.labels), state.traffic.rounded()
-    return lambda: distill(state.template, facts, arms, labels, traffic, options)
+    contexts = {label.context for label in labels} if not facts.filter_slots else set()
+    repetition = state.tracker.repetition if state.tracker is not None else Repetition()
+    counted = {context: repetition.asked(context) for context in contexts}
+    previous = state.policy if state.policy is not None and state.policy.trust is not Trust.OBSERVE else None
+
+    def asked(context: str) -> Asked:
+        return counted.get(context, Asked())
+
+    return lambda: distill(
+        state.template, facts, arms, labels, traffic, options, asked=asked, previous=previous
+    )
 
 
 def material(old: TemplatePolicy | None, new: TemplatePolicy) -> bool:

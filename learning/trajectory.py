@@ -5,8 +5,9 @@ that must not be mixed:
 
 - *uniform*: every recorded query has the same chance.  Only such a sample supports a claim about the
   traffic, so audits and the calibration of a policy use it.
-- *by frequency*: distinct queries, each once, with a chance that grows with how often it was asked.
-  Traffic repeats itself, and a label of a frequent query pays every time it is asked again.
+- *by frequency*: distinct queries, each once, those first that were asked most over a longer time than the
+  window (`learning.repetition`).  Traffic repeats itself, and a label of a frequent query pays every time it
+  is asked again.
 
 Nothing here reads a clock: the time of a query is what its trajectory says.
 """
@@ -17,11 +18,13 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from learning.records import Trajectory, context_key
+from learning.repetition import Repetition, vector_name
 from learning.values import canonical
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -67,6 +70,14 @@ def filter_values(
     return tuple(found)
 
 
+class _Mark(NamedTuple):
+    """What a recorded query is recognised by, computed once."""
+
+    identity: bytes
+    context: str
+    vector: bytes  # vector_name
+
+
 class TrajectoryTracker:
     """The last `window` queries of one template.
 
@@ -91,9 +102,12 @@ class TrajectoryTracker:
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         self._ring: deque[Trajectory] = deque(maxlen=window)
+        self._marks: deque[_Mark] = deque(maxlen=window)  # in step with the ring
+        self._drawn: deque[bool] = deque(maxlen=window)  # uniformly, before
         self._rng = np.random.default_rng(seed)
         self._filter_slots = tuple(filter_slots)
         self._value_types = tuple(value_types)
+        self.repetition = Repetition()
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -101,6 +115,11 @@ class TrajectoryTracker:
     def record(self, trajectory: Trajectory) -> None:
         """Append one query; the oldest falls out when the window is full."""
         self._ring.append(trajectory)
+        mark = _Mark(identity(trajectory), self.context(trajectory), vector_name(trajectory.vector or b""))
+        self._marks.append(mark)
+        self._drawn.append(False)
+        if trajectory.vector is not None:
+            self.repetition.record(mark.context, mark.vector)
 
     def get_recent(self, n: int) -> list[Trajectory]:
         """Return the last `n` queries, newest last."""
@@ -118,6 +137,7 @@ class TrajectoryTracker:
         *,
         uniform: bool,
         exclude: Container[bytes] = frozenset(),
+        context: str | None = None,
     ) -> list[Trajectory]:
         """Draw at most `n` queries without replacement; those that failed are never drawn.
 
@@ -126,31 +146,38 @@ class TrajectoryTracker:
         rng
             Source of randomness; None uses the tracker's own seeded one.
         uniform
-            True: every recorded query has the same chance.  False: distinct queries (see `identity`; the
-            newest occurrence of each), weighted by how often they occur.
+            True: every recorded query has the same chance, those drawn before only where no other is left:
+            the same occurrence measured twice says nothing more.  False: distinct queries (see `identity`;
+            the newest occurrence of each), those asked most first, equal ones in random order.
         exclude
             Identities not to draw, for instance those labelled already.  Only for ``uniform=False``: an
             audit with exclusions would not be one.
+        context
+            Only queries of this context; likewise.
         """
         rng = self._rng if rng is None else rng
-        good = [trajectory for trajectory in self._ring if trajectory.error is None]
         if uniform:
-            return [good[i] for i in rng.permutation(len(good))[:n]]
-        newest: dict[bytes, Trajectory] = {}
-        counts: Counter[bytes] = Counter()
-        for trajectory in good:
-            name = identity(trajectory)
-            if name not in exclude:
-                newest[name] = trajectory
-                counts[name] += 1
-        if not newest:
-            return []
-        weights = np.array([counts[name] for name in newest], dtype=np.float64)
-        distinct = list(newest.values())
-        picked = rng.choice(
-            len(distinct), size=min(n, len(distinct)), replace=False, p=weights / weights.sum()
-        )
-        return [distinct[i] for i in picked]
+            return self._uniform(rng, n)
+        newest = {
+            mark.identity: (trajectory, mark)
+            for mark, trajectory in zip(self._marks, self._ring, strict=True)
+            if trajectory.error is None
+            and mark.identity not in exclude
+            and (context is None or mark.context == context)
+        }
+        distinct = [trajectory for trajectory, _ in newest.values()]
+        counts = np.array([self.repetition.count(mark.context, mark.vector) for _, mark in newest.values()])
+        order = np.lexsort((rng.random(len(distinct)), -counts))
+        return [distinct[i] for i in order[:n]]
+
+    def _uniform(self, rng: np.random.Generator, n: int) -> list[Trajectory]:
+        ring = list(self._ring)
+        good = np.array([i for i, trajectory in enumerate(ring) if trajectory.error is None], dtype=np.intp)
+        drawn = np.array(self._drawn, dtype=bool)[good]
+        chosen = good[np.lexsort((rng.random(len(good)), drawn))[:n]].tolist()
+        for i in chosen:
+            self._drawn[i] = True
+        return [ring[i] for i in chosen]
 
     def analyze_patterns(self) -> PatternAnalysis:
         """Return counts by context, k and arm, latencies by arm, and how much the traffic repeats itself."""
@@ -159,7 +186,7 @@ class TrajectoryTracker:
         for trajectory in ring:
             if trajectory.error is None:
                 latencies.setdefault(trajectory.arm, []).append(trajectory.latency_ms)
-        distinct = len({identity(trajectory) for trajectory in ring})
+        distinct = len({mark.identity for mark in self._marks})
         return PatternAnalysis(
             queries=len(ring),
             errors=sum(trajectory.error is not None for trajectory in ring),

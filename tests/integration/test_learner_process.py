@@ -68,9 +68,12 @@ def test_unfiltered_template_gets_the_cheapest_arm_that_keeps_the_target(
     create_items(postgres.dsn(database))
     registry = CollectorRegistry()
 
+    # More than "as is" (ef_search 40) reaches on this index.
+    config = configuration(postgres, state, learning={"target_recall": 0.97})
+
     async def scenario() -> None:
         found = template(UNFILTERED, database)
-        async with learner(configuration(postgres, state), socket_path, registry) as worker:
+        async with learner(config, socket_path, registry) as worker:
             await worker.announce(found, [query(found, vector) for vector in QUERIES])
             policy = await worker.policy(found, lambda p: p.trust is Trust.STATIC)
             chosen = policy.arms[policy.fallback]

@@ -115,3 +115,12 @@ def test_between_equal_costs_the_higher_recall_wins_and_then_the_earlier_arm() -
     cost = np.array([1.0, 1.02, 1.0, 1.04, np.inf])
     assert cheapest(np.array([0.98, 0.99, 0.98, 0.999, 1.0]), cost, 0.98, ALL) == 3
     assert cheapest(np.array([0.99, 0.99, 0.99, 0.99, 1.0]), cost, 0.98, ALL) == 0
+
+
+def test_the_arm_in_use_is_left_only_for_one_that_is_clearly_better() -> None:
+    cost, allowed = np.array([1.0, 1.04, 2.0]), np.ones(3, dtype=bool)
+    assert cheapest(np.array([0.99, 0.985, 1.0]), cost, 0.98, allowed) == 0
+    assert cheapest(np.array([0.99, 0.985, 1.0]), cost, 0.98, allowed, current=1) == 1
+    assert cheapest(np.array([0.99, 0.9795, 1.0]), cost, 0.98, allowed, current=1) == 1  # within the grace
+    assert cheapest(np.array([0.99, 0.97, 1.0]), cost, 0.98, allowed, current=1) == 0
+    assert cheapest(np.array([0.99, 0.985, 1.0]), cost, 0.98, allowed, current=2) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +13,8 @@ import pytest
 from learning.distillation import Options, distill
 from learning.lookup import QueryLookup
 from learning.optimizer import SearchOptimizer
-from learning.records import ArmResult, Snapshot, TemplatePolicy, Trust
+from learning.records import ArmResult, Label, Snapshot, TemplatePolicy, Trust
+from learning.repetition import Asked, vector_name
 from tests.unit.learning_labels import (
     ARMS,
     cost,
@@ -304,4 +306,79 @@ def test_a_policy_is_finite_in_all_its_numbers() -> None:
     assert policy.query is not None
     assert all(
         math.isfinite(value) for value in (*policy.query.costs, *policy.query.prior, policy.query.price)
+    )
+
+
+def repeating(count: int, asked: int, seed: int) -> tuple[list[Label], Callable[[str], Asked]]:
+    """Return labels of queries whose difficulty no vector tells, each asked equally often."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, 16)).astype(np.float32)
+    _, hard = queries(count, seed)
+    known = labels(vectors, recalls(hard, seed), uniform=False)
+    counts = {vector_name(label.vector or b""): asked for label in known}
+    return known, lambda _: Asked(counts, asked * count)
+
+
+def test_repeated_queries_get_their_own_arm_where_nothing_else_tells_them_apart() -> None:
+    known, asked = repeating(200, 5, 5)
+    alone = distill(T, facts(), ARMS, known, TRAFFIC, FREE)
+    assert alone.trust == Trust.STATIC
+    policy = distill(T, facts(), ARMS, known, TRAFFIC, FREE, asked=asked)
+    assert policy.trust == Trust.QUERY
+    assert "100% of the traffic repeats" in policy.reason
+    optimizer = SearchOptimizer(Snapshot(1, 0.0, {"t": policy}))
+    chosen, spent = [], []
+    for label in known:
+        choice = optimizer.optimize("t", np.frombuffer(label.vector or b"", dtype="<f4"), 10, ())
+        assert choice is not None
+        assert choice.reason == "measured for this very query"
+        chosen.append(label.results[choice.arm.name].recall)
+        spent.append(cost(choice.arm))
+    assert np.mean(chosen) >= 0.98
+    assert np.mean(spent) < 0.6 * cost(alone.arms[alone.contexts["10"].arm])
+
+
+def test_rare_repetitions_do_not_lower_the_recall_of_new_queries() -> None:
+    known, _ = repeating(200, 1, 5)
+    names = [vector_name(label.vector or b"") for label in known]
+    once = Asked(dict.fromkeys(names, 1), 200)
+    policy = distill(T, facts(), ARMS, known, TRAFFIC, FREE, asked=lambda _: once)
+    assert policy.trust == Trust.STATIC  # nothing returned, so nothing is expected to
+
+
+def test_of_equal_arms_the_one_in_use_stays() -> None:
+    vectors, _ = queries(300, 0)
+    curves = np.ones((300, len(ARMS)))
+    curves[:, [i for i, arm in enumerate(ARMS) if arm.effort < 100 and arm.kind != "exact"]] = 0.9
+    same = {arm.name: ArmResult(1.0, 10, 2.0) for arm in ARMS if arm.effort in (100, 128)}
+    known = [
+        msgspec.structs.replace(x, results=x.results | same)
+        for x in labels(vectors, np.floor(curves * 10) / 10)
+    ]
+    served = distill(T, facts(), ARMS, known, TRAFFIC, FREE)
+    assert served.arms[served.contexts["10"].arm].effort == 100
+    other = next(i for i, arm in enumerate(ARMS) if arm.effort == 128)
+    context = msgspec.structs.replace(served.contexts["10"], arm=other)
+    before = msgspec.structs.replace(served, contexts={"10": context})
+    assert distill(T, facts(), ARMS, known, TRAFFIC, FREE, previous=before).contexts["10"].arm == other
+
+
+def test_the_price_in_use_stays_while_it_costs_hardly_more() -> None:
+    known = mixed_labels(600, 0)
+    first = distill(T, facts(), ARMS, known[:590], TRAFFIC, FREE)
+    second = distill(T, facts(), ARMS, known, TRAFFIC, FREE, previous=first)
+    assert first.query is not None
+    assert second.query is not None
+    free = distill(T, facts(), ARMS, known, TRAFFIC, FREE)
+    assert free.query is not None
+    assert second.query.price in (first.query.price, free.query.price)
+
+
+def test_labels_split_and_shuffled_give_the_same_policy() -> None:
+    known, asked = repeating(100, 3, 6)
+    twice = known + [msgspec.structs.replace(x, timestamp=x.timestamp + 1000.0) for x in known]
+    order = np.random.default_rng(0).permutation(len(twice))
+    shuffled = [twice[i] for i in order]
+    assert distill(T, facts(), ARMS, twice, TRAFFIC, FREE, asked=asked) == distill(
+        T, facts(), ARMS, shuffled, TRAFFIC, FREE, asked=asked
     )

@@ -13,6 +13,7 @@ from learning import calibration, density, difficulty
 from learning.distillation import Options, distill
 from learning.lookup import QueryLookup
 from learning.optimizer import SearchOptimizer
+from learning.projection import Frame
 from learning.records import Arm, ContextPolicy, Snapshot, TemplatePolicy, Trust
 from tests.unit.learning_labels import ARMS, DIMENSIONS, facts, mixed_labels, queries, table_rows, template
 
@@ -101,35 +102,27 @@ def test_hard_queries_get_more_effort_than_easy_ones(learned: TemplatePolicy) ->
 
 
 def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy) -> None:
-    """One query at a time gives the same curve and arm as the batch functions, given the same neighbours."""
+    """One query at a time gives the same curve and arm as the batch functions."""
     query = learned.query
     assert query is not None
     lookup = QueryLookup(query, {})
-    lookup._patterns._index.set_ef(1000)  # exact neighbours
     arms = len(learned.arms)
     extra = {name: np.frombuffer(data, dtype="<f8") for name, data in query.extra.items() if name in _DOUBLES}
     surface = extra["surface"].reshape(-1, arms)
-    sketch = density.Sketch(
-        density.SketchData(
-            query.extra["codes"],
-            query.extra["basis"],
-            query.extra["centre"],
-            float(extra["density"][0]),
-            False,
-        )
-    )
+    frame = Frame(query.extra["basis"], query.extra["centre"], 1.0, euclidean=False)
+    sketch = density.Sketch(density.SketchData(query.extra["codes"], float(extra["density"][0]), frame))
     vectors, _ = queries(100, 51)
-    unit = density.normalise(vectors)
-    centroids = np.frombuffer(query.centroids, dtype="<f4").reshape(-1, DIMENSIONS)
-    nearest, cosines = difficulty.nearest(unit @ centroids.T)
+    points, residues = sketch.projection.many(vectors)
     counts = np.frombuffer(query.weights, dtype="<f4").astype(float)
-    memory = difficulty.neighbourhood(cosines, extra["misses"][nearest], counts[nearest])
-    around = density.features(sketch.look(vectors), float(extra["density"][2]))
+    patterns = np.frombuffer(query.extra["points"], dtype="<f4").reshape(len(counts), -1)
+    alike = difficulty.likeness(points, patterns)
+    memory = difficulty.neighbourhood(alike, extra["misses"], counts)
+    around = density.features(sketch.look_around(points, residues), float(extra["density"][1]))
     z = np.column_stack((around, memory)) @ extra["slope"] + extra["intercept"][0]
     curves = np.frombuffer(query.curves, dtype="<f4").reshape(-1, arms)
     residuals = curves - difficulty.interpolate(extra["grid"], surface, extra["z"])
     base = difficulty.interpolate(extra["grid"], surface, z)
-    expected = difficulty.remember(base, cosines, residuals[nearest], counts[nearest])
+    expected = difficulty.remember(base, alike, residuals, counts)
     arm = calibration.choose(expected, np.array(query.costs), query.price)
     agreed = 0
     for i, vector in enumerate(vectors):
@@ -188,7 +181,7 @@ def test_a_malformed_per_query_part_is_served_without_it(learned: TemplatePolicy
     assert learned.query is not None
     damaged = [
         msgspec.structs.replace(learned.query, extra={}),
-        msgspec.structs.replace(learned.query, centroids=b"123"),
+        msgspec.structs.replace(learned.query, extra=learned.query.extra | {"points": b"123"}),
         msgspec.structs.replace(learned.query, curves=b""),
     ]
     for query in damaged:
