@@ -274,11 +274,18 @@ class TestOrderAndTime:
         self, postgres: EmbeddedPostgres, by_file: Proxy
     ) -> None:
         with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+
+            def backends() -> object:
+                sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
+                row = connection.execute(sql, (SCRAM_ROLE,)).fetchone()
+                assert row is not None
+                return row[0]
+
+            assert eventually(lambda: backends() == 0)  # those of tests before
             talks = [Talk(address(by_file), SCRAM_ROLE, DATABASE) for _ in range(5)]
             for talk in talks:
                 talk.challenge()
-            sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s"
-            assert connection.execute(sql, (SCRAM_ROLE,)).fetchone() == (0,)
+            assert backends() == 0
             for talk in talks:
                 talk.socket.close()
         assert eventually(lambda: not by_file.connections)
