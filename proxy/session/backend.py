@@ -44,7 +44,11 @@ _INVALID_NAME: Final = b"42602"
 
 
 class InsertedText:
-    """Where text was inserted into a Query: start and length in characters of the text sent, in order."""
+    """Where text was inserted into a Query: start and length in characters of the text sent, in order.
+
+    The server gives some positions in another text (a type's name that a function reads), without saying so.
+    One that would lie in inserted text is certainly of that kind and stays; others cannot be told apart.
+    """
 
     __slots__ = ("insertions", "segment")
 
@@ -59,7 +63,7 @@ class InsertedText:
             if position <= start:
                 break
             if position <= start + length:
-                return start - inserted + 1
+                return position
             inserted += length
         return position - inserted
 
