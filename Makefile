@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential bench-proxy bench-index bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance bench-proxy bench-index bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -42,6 +42,9 @@ integration: $(DEV) ## tests against the embedded PostgreSQL
 differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: nothing may differ
 	@$(BIN)/python -m tests.differential --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
 
+conformance: $(DEV) ## third-party suites, direct and through the proxy; SUITE=psql runs one
+	@$(BIN)/python -m tests.conformance $(SUITE)
+
 bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
 	@$(BIN)/python -m bench.relay
 
@@ -55,7 +58,7 @@ bench-replay: $(DEV) ## policies on recorded recall curves; the first run record
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay
 
 clean: ## remove what was built, measured and installed here
-	rm -rf .venv .demo .replay demo-results build dist *.egg-info
+	rm -rf .venv .conformance .demo .replay demo-results build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,0 +1,1 @@
+"""Third-party suites, run direct and through the proxy: the list of passes must be the same.  See README.md."""
