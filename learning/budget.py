@@ -49,6 +49,10 @@ class TokenBucket:
         self._updated = max(now, self._updated)
         return self._credit
 
+    def grant(self, seconds: float, now: float) -> None:
+        """Add credit out of turn, because what was known has to be measured anew; never above the most."""
+        self._credit = max(self.credit(now), min(self._capacity, max(0.0, self._credit) + seconds))
+
     def spend(self, seconds: float, now: float) -> None:
         """Charge a measurement that has been made."""
         self.credit(now)

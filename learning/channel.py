@@ -47,13 +47,21 @@ class InjectionFailed(msgspec.Struct, frozen=True, tag="injection-failed"):
     message: str
 
 
+class Rated(msgspec.Struct, frozen=True, tag="rated"):
+    """A user rated the results of a query; rows are named by their primary key, as text."""
+
+    query_id: bytes  # UUID, 16 bytes: Trajectory.query_id
+    relevant: tuple[str, ...] = ()
+    irrelevant: tuple[str, ...] = ()
+
+
 class Publish(msgspec.Struct, frozen=True, tag="publish"):
     """The learner's current policy."""
 
     snapshot: Snapshot
 
 
-Frame = Hello | TemplateSeen | TrajectoryBatch | InjectionFailed | Publish
+Frame = Hello | TemplateSeen | TrajectoryBatch | InjectionFailed | Rated | Publish
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

@@ -2,7 +2,7 @@
 
 What can change                  how it is noticed                                     kind
 --------------------------------------------------------------------------------------------------------
-an index is built, rebuilt,      its name, definition or file on disk (`World`), by    ``index``
+an index is built, rebuilt,      its name or file on disk (`World`), by    ``index``
 dropped, invalid                 a catalog query every second of traffic
 the table grows or shrinks       the server's count of live rows, by half              ``rows``
 the queries become others        the mean query vector moves (`MixWatch`): a           (suspicion)
@@ -66,16 +66,19 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the catalogs say of a table: indexes as (name, file, valid), and live rows."""
+    """What the catalogs say of a table: valid indexes as (name, file), and live rows.
 
-    indexes: tuple[tuple[str, int, bool], ...]
+    An index that is being built, as by REINDEX CONCURRENTLY, serves nobody yet and is not among them.
+    """
+
+    indexes: tuple[tuple[str, int], ...]
     rows: float
 
 
 def compare(before: World, now: World, at: float) -> Change | None:
     """Return what has changed enough to matter, or None."""
     if before.indexes != now.indexes:
-        old, new = dict(_by_name(before)), dict(_by_name(now))
+        old, new = dict(before.indexes), dict(now.indexes)
         gone = sorted(old.keys() - new.keys())
         added = sorted(new.keys() - old.keys())
         rebuilt = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
@@ -89,10 +92,6 @@ def compare(before: World, now: World, at: float) -> Change | None:
     if many > ROWS_CHANGED * few and many > 100:
         return Change(Kind.ROWS, f"the table had {before.rows:,.0f} rows and has {now.rows:,.0f}", at)
     return None
-
-
-def _by_name(world: World) -> list[tuple[str, tuple[int, bool]]]:
-    return [(name, (file, valid)) for name, file, valid in world.indexes]
 
 
 class Cusum:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from learning.binding import BindingError, Bound, ParameterType, parameter_types
 from learning.dialects import STEERINGS, IndexInfo, is_contested, ladder
 from learning.distillation import TableFacts
+from learning.drift import World
 from learning.plans import Plan
 from learning.probe import apply, snapshot
 from learning.records import Arm, Settings, SlotRole, Template, Trajectory
@@ -153,6 +154,27 @@ async def explain(session: Session, template: Template, arguments: Sequence[Boun
         "EXPLAIN (FORMAT JSON, VERBOSE) " + template.probe_sql, *arguments
     )
     return Plan.parse(json.loads(row[0]))
+
+
+async def look(session: Session, relation: int) -> World:
+    """Return what the catalogs say of a table now: a query of half a millisecond.
+
+    Rows are estimated as the planner does, density at the last ANALYZE times pages now, less the share of
+    dead ones by the server's running counts.  (Its count of live rows alone is no good: an ANALYZE soon after
+    a load in the same session counts the load twice.)
+    """
+    rows_found = await session.catalog(_WORLD, str(relation), list(VECTOR_METHODS))
+    if not rows_found:
+        return World((), 0.0)  # the table is gone
+    found = rows_found[0]
+    indexes = tuple((x["name"], int(x["file"] or 0)) for x in found["indexes"] or ())
+    live, dead = float(found["live"] or 0.0), float(found["dead"] or 0.0)
+    if found["pages_then"] and found["estimate"] > 0:
+        rows = found["estimate"] * found["pages_now"] / found["pages_then"]
+        rows *= live / (live + dead) if live + dead else 1.0
+    else:  # never analyzed
+        rows = live
+    return World(indexes, float(rows))
 
 
 async def application_settings(session: Session, template: Template) -> Settings:
@@ -419,6 +441,15 @@ WHERE i.indrelid = $1::text::oid AND m.amname = ANY ($3::text[])
          AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::text::oid
          AND d.refobjsubid = $2::text::int4))
 ORDER BY c.relname
+"""
+_WORLD = """
+SELECT t.reltuples AS estimate, t.relpages AS pages_then, s.n_live_tup AS live, s.n_dead_tup AS dead,
+       pg_relation_size(t.oid) / current_setting('block_size')::int8 AS pages_now,
+       (SELECT json_agg(json_build_object('name', c.relname, 'file', pg_relation_filenode(c.oid)::int8)
+                        ORDER BY c.relname)
+        FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+        WHERE i.indrelid = t.oid AND i.indisvalid AND i.indisready AND m.amname = ANY ($2::text[])) AS indexes
+FROM pg_class t LEFT JOIN pg_stat_all_tables s ON s.relid = t.oid WHERE t.oid = $1::text::oid
 """
 _VECTOR_INDEXES = """
 SELECT n.nspname AS schema, c.relname AS name, m.amname AS method FROM pg_class c

@@ -9,34 +9,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import math
 import os
 import time
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 
 import asyncpg
+import msgspec
 import numpy as np
 
 from config.schema import Config
 from learning.audit import Audit
 from learning.binding import BindingError
 from learning.budget import Pace, TokenBucket
-from learning.inventory import Confirmed, confirm
+from learning.channel import Rated
+from learning.distillation import Options
+from learning.drift import Change, Kind, safe_arm
+from learning.feedback import FeedbackLog
+from learning.inventory import Confirmed, confirm, look
 from learning.metrics import LearnerMetrics
 from learning.policy import OFF_BY_CONFIGURATION
 from learning.probe import measure, snapshot
-from learning.records import Arm, Label, Trajectory
+from learning.ratings import judge_rating
+from learning.records import Arm, Label, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, draw, neediest
 from learning.store import Store, StoredTemplate
 from learning.tablestats import sketch
 from learning.upstream import UnavailableError, Upstream
+from learning.verdict import VerdictEngine
+from learning.watch import URGENT, Holding
 
 log = logging.getLogger(__name__)
 
 _IDLE = 0.1  # seconds between looks for work where there is none
 _SESSIONS_EVERY = 2.0
 _SKETCH_AFTER = 50  # labels: a template that lives long enough to be worth a sample of its table
+_LOOK_EVERY = 1.0  # seconds between looks into the catalogs, while there is traffic
+_GRANT_EVERY = 30.0  # seconds between grants of credit for changes
+_AUDIT_AMONG = 50  # latest queries that an audit is drawn from, at least
+_RATINGS, _RATING_WAITS = 1000, 5.0  # ratings that may wait, and for how many seconds
 _GIVE_UP_AFTER = 3  # failed measurements in a row, before the server is asked about the template again
 
 _Chosen = tuple[TemplateState, Trajectory, bool]  # the query to measure, and whether it is an audit
@@ -48,11 +63,13 @@ class News:
     def __init__(self) -> None:
         self.templates: dict[str, StoredTemplate] = {}
         self.labels: list[Label] = []
+        self.notes: dict[str, bytes] = {}  # see Store.save
         self.trajectories: list[Trajectory] = []
 
     def forget(self, template: str) -> None:
         """Drop what is known of a template."""
         self.templates.pop(template, None)
+        self.notes.pop(f"world:{template}", None)
         self.labels = [label for label in self.labels if label.template != template]
         self.trajectories = [t for t in self.trajectories if t.template != template]
 
@@ -76,6 +93,10 @@ class Measuring:
         self._audit_next = False
         self._work = asyncio.Event()
         self._sessions = (0.0, 0)  # when counted, active sessions
+        self._granted = -math.inf  # when credit was last granted for a change
+        self._rated: deque[tuple[Rated, float]] = deque(maxlen=_RATINGS)  # with when they are given up
+        self.ratings = FeedbackLog()
+        self.verdicts = VerdictEngine()
         self.audit = Audit()
         self.news = News()
 
@@ -83,11 +104,22 @@ class Measuring:
         """There are new queries."""
         self._work.set()
 
+    def rated(self, rating: Rated) -> None:
+        """A user rated a query; its trajectory may still be on its way."""
+        self._rated.append((rating, time.monotonic() + _RATING_WAITS))
+        self._work.set()
+
     def gauges(self) -> None:
         """Bring the gauges up to date."""
         for table, audited in self.audit.tables().items():
             self._metrics.audited_recall.labels(table=table).set(audited.recall)
             self._metrics.audited_queries.labels(table=table).set(audited.queries)
+        holding = Counter({state.table: 0 for state in self._registry if state.confirmed is not None})
+        holding.update(state.table for state in self._registry if state.watch.holding is not None)
+        for table, count in holding.items():
+            self._metrics.holding.labels(table=table).set(count)
+        for table in {state.table for state in self._registry if state.confirmed is not None}:
+            self._metrics.target.labels(table=table).set(self.target(table))
         self._metrics.credit.set(self._bucket.credit(time.monotonic()))
         self._metrics.pace.set(self._pace.pace)
 
@@ -100,6 +132,9 @@ class Measuring:
         state.leave_alone(OFF_BY_CONFIGURATION, table, time.monotonic(), forever=True)
         self.news.forget(state.template.key)
         await self._store.forget(state.template.key)
+        if table:
+            self.ratings.forget(table)
+            self.news.notes[f"feedback:{table}"] = b""
 
     async def loop(self) -> None:
         """Measure until cancelled."""
@@ -117,6 +152,15 @@ class Measuring:
         state = next((state for state in self._registry if state.due(now)), None)
         if state is not None and await self._guarded(state, self._confirm):
             return 0.0
+        state = next((state for state in self._registry if self._wants_look(state, now)), None)
+        if state is not None and await self._guarded(state, self._look):
+            return 0.0
+        if self._rated and await self._rate(now):
+            return 0.0
+        for suspect in self._registry:
+            if suspect.suspicious:
+                suspect.suspicious = False
+                self._bucket.grant(URGENT * suspect.label_seconds, now)
         if self._bucket.wait(now) > 0:
             return None
         state = next((state for state in self._registry if self._wants_sketch(state)), None)
@@ -164,8 +208,117 @@ class Measuring:
             state.failures = 0
             state.leave_alone(f"it cannot be measured: {words}", state.table, time.monotonic())
 
+    def _wants_look(self, state: TemplateState, now: float) -> bool:
+        return state.confirmed is not None and state.seen > state.pulsed and now - state.pulsed >= _LOOK_EVERY
+
+    async def _look(self, state: TemplateState) -> None:
+        """Ask the catalogs whether the table or its indexes have changed."""
+        assert state.confirmed is not None
+        state.pulsed = time.monotonic()
+        session = await self._upstream.session(state.template.database)
+        started = time.perf_counter()
+        world = await look(session, state.confirmed.relation)
+        self._spent(time.perf_counter() - started)
+        before = state.watch.world
+        change = state.watch.looked(world, time.time())
+        if state.watch.world is not before:
+            self.news.notes[f"world:{state.template.key}"] = msgspec.msgpack.encode(world)
+        if change is not None:
+            state.recheck_at = 0.0  # the arms, the statistics and the sketch are asked for anew
+            state.sketched_rows = None
+            await self._changed(state, change)
+
+    async def _rate(self, now: float) -> bool:
+        """Deal with the rating that has waited longest; False: it has to wait for its query."""
+        rating, until = self._rated.popleft()
+        for state in self._registry:
+            if state.tracker is None or state.confirmed is None:
+                continue
+            trajectory = state.tracker.find(rating.query_id)
+            if trajectory is not None:
+                work = functools.partial(self._count, trajectory=trajectory, rating=rating)
+                return await self._guarded(state, work)
+        if now < until:
+            self._rated.append((rating, until))
+            return False
+        self._metrics.rated.labels(table="", outcome="unknown").inc()
+        return True
+
+    async def _count(self, state: TemplateState, trajectory: Trajectory, rating: Rated) -> None:
+        assert state.confirmed is not None
+        session = await self._upstream.session(state.template.database)
+        started = time.perf_counter()
+        try:
+            feedback = await judge_rating(session, state.template, state.confirmed, trajectory, rating)
+        except (asyncpg.PostgresError, BindingError) as error:
+            log.warning("a rating of %s cannot be used: %s", state.table, error)
+            self._metrics.rated.labels(table=state.table, outcome="failed").inc()
+            return
+        finally:
+            self._spent(time.perf_counter() - started)
+        before = self.ratings[state.table]
+        ratings = self.ratings.rated(state.table, feedback)
+        verdict = self.verdicts.judge(trajectory, feedback=feedback)
+        log.debug("%s: rated %s, verdict %s", state.table, feedback, verdict)
+        self._metrics.rated.labels(table=state.table, outcome="missed" if feedback.missed else "good").inc()
+        name, note = self.ratings.note(state.table)
+        self.news.notes[name] = note
+        if ratings.strictness != before.strictness:
+            for other in self._registry:
+                other.unpublished += other.table == state.table
+
+    def target(self, table: str) -> float:
+        """Return the recall to aim at for a table: as configured, or more where users reported misses."""
+        return self.ratings[table].target(self._config.table(table).target_recall)
+
+    async def _changed(self, state: TemplateState, change: Change) -> None:
+        """Forget what no longer holds, hold a safe arm, and grant the credit for measuring anew."""
+        assert state.confirmed is not None
+        now = time.monotonic()
+        table = self._config.table(state.table)
+        by_recall = change.kind in (Kind.MIX, Kind.RECALL)
+        arm = safe_arm(
+            state.confirmed.arms,
+            tuple(state.labels),
+            target=table.target_recall,
+            max_exact_ms=Options().max_exact_ms,
+            filtered=bool(state.confirmed.facts.filter_slots),
+            strongest=by_recall and state.watch.holding is not None,
+        )
+        name = state.confirmed.arms[arm].name
+        log.warning(
+            "%s: %s; %s serves until it is measured anew: %s",
+            state.table,
+            change.words,
+            name,
+            state.template.sql,
+        )
+        served = state.policy is not None and state.policy.trust is not Trust.OBSERVE
+        kept = state.begin_anew(change.since if by_recall else None)
+        self.news.labels = [x for x in self.news.labels if x.template != state.template.key] + kept
+        await self._store.forget_labels(state.template.key)
+        if served:  # a template that runs as it came goes on as it came
+            state.watch.hold(Holding(name, change.words, now))
+        self._metrics.drifts.labels(table=state.table, kind=change.kind.value).inc()
+        if now - self._granted >= _GRANT_EVERY:
+            self._granted = now
+            self._bucket.grant(self._config.learner.starting_credit / 2, now)
+
+    def derived(self, state: TemplateState) -> None:
+        """A policy was derived: note where it rests on new measurements again."""
+        holding = state.watch.holding
+        if holding is None or state.policy is None or state.policy.reason.startswith(holding.words):
+            return
+        state.watch.recovered()
+        state.watch.urgent = True
+        seconds = time.monotonic() - holding.began
+        self._metrics.recovery.labels(table=state.table).set(seconds)
+        log.info("%s: measured anew %.1f s after %s", state.table, seconds, holding.words)
+
     async def _confirm(self, state: TemplateState) -> None:
         assert state.sample is not None
+        if state.confirmed is not None and state.recheck_at:
+            await self._look(state)
         session = await self._upstream.session(state.template.database)
         started = time.perf_counter()
         answer = await confirm(
@@ -220,6 +373,9 @@ class Measuring:
 
     def _choose(self) -> _Chosen | None:
         """Choose the query to measure next: audits and targeted ones in turn, whichever there is."""
+        urgent = next((s for s in self._registry if s.watch.audits_due and s.tracker is not None), None)
+        if urgent is not None and (sample := self._latest(urgent)) is not None:
+            return urgent, sample, True
         uniform = self._audit_next
         chosen = (self._choose_audit() if uniform else self._choose_target()) or (
             self._choose_target() if uniform else self._choose_audit()
@@ -235,9 +391,16 @@ class Measuring:
         state = self._registry.get(key) if key is not None else None
         if state is None or state.tracker is None:
             return None
+        sample = self._latest(state)
         state.unaudited -= 1
-        sample = state.tracker.sample(self._rng, 1, uniform=True)
-        return (state, sample[0], True) if sample else None
+        return (state, sample, True) if sample is not None else None
+
+    def _latest(self, state: TemplateState) -> Trajectory | None:
+        """Draw one of the latest queries, each with the same chance: an audit is about now."""
+        assert state.tracker is not None
+        latest = state.tracker.get_recent(max(_AUDIT_AMONG, min(state.unaudited, 4 * _AUDIT_AMONG)))
+        good = [trajectory for trajectory in latest if trajectory.error is None]
+        return good[int(self._rng.integers(len(good)))] if good else None
 
     def _choose_target(self) -> _Chosen | None:
         candidates = [
@@ -299,6 +462,11 @@ class Measuring:
         state.add_label(measured.label, trajectory)
         state.label_seconds += 0.1 * (measured.seconds - state.label_seconds)
         self.audit.record(state.table, measured.label)
+        if uniform:
+            target = self._config.table(state.table).target_recall
+            change = state.watch.audited(measured.label, trajectory, state.policy, target)
+            if change is not None:
+                await self._changed(state, change)
         self._metrics.labels.labels(table=state.table).inc()
         self.news.labels.append(measured.label)
         self.news.trajectories.append(trajectory)

@@ -40,6 +40,32 @@ class LearnerMetrics:
         self.audited_queries = gauge(
             "ruvector_audited_queries", "Number of queries behind ruvector_audited_recall_ratio.", ["table"]
         )
+        self.drifts = counter(
+            "ruvector_drifts_total",
+            "Changes after which a template was learned anew: index, rows, mix (other queries), recall.",
+            ["table", "kind"],
+        )
+        self.holding = gauge(
+            "ruvector_drift_holding",
+            "Templates served with a safe setting until they are measured anew.",
+            ["table"],
+        )
+        self.recovery = gauge(
+            "ruvector_drift_recovery_seconds",
+            "Time from noticing the last change to the first policy from new measurements.",
+            ["table"],
+        )
+        self.rated = counter(
+            "ruvector_feedback_total",
+            "Queries whose results a user rated: good, missed (relevant rows that the index did not find), "
+            "unknown (the query is not remembered), failed.",
+            ["table", "outcome"],
+        )
+        self.target = gauge(
+            "ruvector_target_recall_ratio",
+            "Recall that is aimed at: the configured target, or more where users reported missed rows.",
+            ["table"],
+        )
         self.labels = counter("ruvector_labels_total", "Queries measured against exact search.", ["table"])
         self.label_errors = counter("ruvector_label_errors_total", "Measurements that failed.", ["table"])
         self.probe_seconds = counter(

@@ -7,14 +7,20 @@ across restarts too.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from config.schema import Config
 from learning.distillation import Options, distill
+from learning.drift import safe_arm
+from learning.feedback import Ratings, attainable
 from learning.records import ContextPolicy, Snapshot, TemplatePolicy, Trust
 from learning.registry import TemplateState
 from learning.repetition import Asked, Repetition
+from learning.watch import Holding
 
 REFRESH = 30.0  # seconds between snapshots that change figures only
 SETTLE = 1.0  # seconds between snapshots that change arms; a change of trust goes out at once
@@ -25,13 +31,22 @@ ENOUGH_NEW = 25  # labels after which a policy is derived at once
 OFF_BY_CONFIGURATION = "adaptive search is switched off for this table in the configuration"
 
 
-def derivation(state: TemplateState, config: Config) -> Callable[[], TemplatePolicy]:
-    """Return the computation of a confirmed template's policy, on copies of what is known, for a thread."""
+def derivation(
+    state: TemplateState, config: Config, ratings: Ratings | None = None
+) -> Callable[[], TemplatePolicy]:
+    """Return the computation of a confirmed template's policy, on copies of what is known, for a thread.
+
+    `ratings`: what users said about the table's results.
+    """
     assert state.confirmed is not None
     facts = state.confirmed.facts
     table = config.table(facts.table)
+    target = table.target_recall
+    if ratings is not None:
+        labels_of_one_k = max(Counter(label.k for label in state.labels).values(), default=0)
+        target = attainable(ratings.target(target), target, labels_of_one_k)
     options = Options(
-        target_recall=table.target_recall,
+        target_recall=target,
         optimize_for=table.optimize_for,
         learning_rate=config.learning.learning_rate,
         min_samples=table.min_samples,
@@ -45,8 +60,32 @@ def derivation(state: TemplateState, config: Config) -> Callable[[], TemplatePol
     def asked(context: str) -> Asked:
         return counted.get(context, Asked())
 
-    return lambda: distill(
-        state.template, facts, arms, labels, traffic, options, asked=asked, previous=previous
+    holding = state.watch.holding
+    return lambda: held(
+        distill(state.template, facts, arms, labels, traffic, options, asked=asked, previous=previous),
+        holding,
+    )
+
+
+def held(policy: TemplatePolicy, holding: Holding | None) -> TemplatePolicy:
+    """Return the policy, or, where it has too few labels since a change, one that serves the safe arm."""
+    if holding is None or policy.trust is not Trust.OBSERVE:
+        return policy
+    arm = next((index for index, arm in enumerate(policy.arms) if arm.name == holding.arm), None)
+    if arm is None:  # its index is gone
+        arm = safe_arm(
+            policy.arms,
+            (),
+            target=policy.target_recall,
+            max_exact_ms=Options().max_exact_ms,
+            filtered=bool(policy.filter_slots),
+        )
+    return msgspec.structs.replace(
+        policy,
+        trust=Trust.CONTEXT if policy.filter_slots else Trust.STATIC,
+        reason=f"{holding.words}: {policy.arms[arm].name} for every query until it is measured anew; "
+        + policy.reason,
+        fallback=arm,
     )
 
 
@@ -130,14 +169,24 @@ class Publication:
         self._published: dict[str, TemplatePolicy] = {}
         self._published_at = 0.0
 
+    @property
+    def policies(self) -> Mapping[str, TemplatePolicy]:
+        """What was published last, by template."""
+        return self._published
+
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a stored snapshot."""
         self.version = max(self.version, snapshot.version)
         self._published = dict(snapshot.templates)
 
-    def next(self, policies: Mapping[str, TemplatePolicy], now: float) -> Snapshot | None:
-        """Return the snapshot to publish, or None where nothing has changed that matters yet."""
-        if not self._is_due(policies, now - self._published_at):
+    def next(
+        self, policies: Mapping[str, TemplatePolicy], now: float, *, urgent: bool = False
+    ) -> Snapshot | None:
+        """Return the snapshot to publish, or None where nothing has changed that matters yet.
+
+        `urgent`: any material change goes out at once.
+        """
+        if not self._is_due(policies, math.inf if urgent else now - self._published_at):
             return None
         self.version += 1
         self._published = dict(policies)

@@ -26,6 +26,7 @@ from learning.inventory import Confirmed
 from learning.records import Arm, Label, Template, TemplatePolicy, Trajectory, Trust
 from learning.schedule import ArmLedger, Traffic
 from learning.trajectory import TrajectoryTracker, identity
+from learning.watch import Watch
 
 MAX_TEMPLATES = 128
 LABEL_BYTES, WINDOW_BYTES = 8 << 20, 2 << 20
@@ -79,6 +80,9 @@ class TemplateState:
     label_seconds: float = 0.05  # that a label takes, a running mean
     sketched_rows: float | None = None
     indexes: tuple[IndexInfo, ...] | None = None  # those that the labels are about
+    watch: Watch = field(default_factory=Watch)
+    pulsed: float = 0.0  # when the catalogs were last looked at
+    suspicious: bool = False  # the queries have become others; the audits for it have no credit yet
     backlog: deque[Trajectory] = field(
         default_factory=lambda: deque(maxlen=BACKLOG)
     )  # until the server was asked
@@ -132,6 +136,7 @@ class TemplateState:
                 window, filter_slots=facts.filter_slots, value_types=facts.value_types
             )
         self.tracker.record(trajectory)
+        self.suspicious = self.watch.asked(trajectory) or self.suspicious
         context = self.tracker.context(trajectory)
         self._recognise_hash(context)
         self.traffic.record(context, trajectory, now)
@@ -191,6 +196,25 @@ class TemplateState:
         self.label_counts.clear()
         self.labelled.clear()
         self.ledger = ArmLedger(self.arms)
+
+    def begin_anew(self, since: float | None) -> list[Label]:
+        """Forget measurements and queries from before a change; return the labels that are left.
+
+        `since` is the Unix time from which they still count; None: none does, but the queries are the same.
+        """
+        kept = [label for label in self.labels if since is not None and label.timestamp >= since]
+        self.drop_labels()
+        self.keep_labels(kept)
+        self.unpublished += 1
+        if since is not None and self.tracker is not None:
+            recent = [t for t in self.tracker.get_recent(len(self.tracker)) if t.timestamp >= since]
+            self.tracker = self.tracker.emptied()
+            self.traffic = Traffic()
+            for trajectory in recent:
+                self.tracker.record(trajectory)
+                self.traffic.record(self.tracker.context(trajectory), trajectory, self.seen)
+            self.unaudited = min(self.unaudited, len(recent))
+        return kept
 
     def confirm(self, confirmed: Confirmed, now: float) -> None:
         """The server knows the template; measurements of other indexes are dropped."""

@@ -25,7 +25,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,7 @@ class Kept:
     trajectories: dict[str, list[Trajectory]] = field(default_factory=dict)
     snapshot: Snapshot | None = None
     version: int = 0  # of the last snapshot, readable or not
+    notes: dict[str, bytes] = field(default_factory=dict)  # by name, as saved
 
 
 class Anonymizer:
@@ -165,12 +166,17 @@ class Store:
         labels: Sequence[Label] = (),
         trajectories: Sequence[Trajectory] = (),
         snapshot: Snapshot | None = None,
+        notes: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write everything given in one transaction; a failure is logged, not raised."""
+        """Write everything given in one transaction; a failure is logged, not raised.
+
+        `notes` are small records by name, each replacing the one before; a template's are named
+        ``kind:key`` and are forgotten with it.
+        """
         if self._database is None:
             return
         try:
-            await self._run(lambda: self._save(templates, labels, trajectories, snapshot))
+            await self._run(lambda: self._save(templates, labels, trajectories, snapshot, notes or {}))
         except (OSError, sqlite3.Error) as error:
             self._report(error)
         else:
@@ -179,6 +185,10 @@ class Store:
     async def forget(self, template: str) -> None:
         """Remove everything about a template."""
         await self._try(lambda: self._forget(template))
+
+    async def forget_labels(self, template: str) -> None:
+        """Remove the labels of a template: they are about a world that is gone."""
+        await self._try(lambda: self._forget_labels(template))
 
     async def close(self) -> None:
         """Close the file."""
@@ -237,6 +247,8 @@ class Store:
         for (body,) in self._database.execute("SELECT body FROM trajectories ORDER BY id"):
             for trajectory in _decode(body, Trajectory):
                 kept.trajectories.setdefault(trajectory.template, []).append(trajectory)
+        notes = self._database.execute("SELECT name, value FROM meta WHERE name LIKE 'note:%'")
+        kept.notes = {name.removeprefix("note:"): bytes(value) for name, value in notes}
         for version, body in self._database.execute("SELECT version, body FROM snapshot"):
             kept.version = version
             for snapshot in _decode(body, Snapshot):
@@ -255,7 +267,7 @@ class Store:
                 self._database.execute("DELETE FROM labels")
                 self._database.execute("DELETE FROM trajectories")
             labels = [label for many in kept.labels.values() for label in many]
-            self._save((), labels, (), kept.snapshot)
+            self._save((), labels, (), kept.snapshot, {})
             self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             log.info("what was kept in %s before anonymize was switched on has been hashed", self.path)
@@ -266,6 +278,7 @@ class Store:
         labels: Sequence[Label],
         trajectories: Sequence[Trajectory],
         snapshot: Snapshot | None,
+        notes: Mapping[str, bytes],
     ) -> None:
         assert self._database is not None
         if self._anonymize:
@@ -287,6 +300,10 @@ class Store:
                 "INSERT INTO trajectories (template, body) VALUES (?, ?)",
                 [(x.template, _pack(x)) for x in trajectories],
             )
+            database.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(f"note:{name}", value) for name, value in notes.items()],
+            )
             if snapshot is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?)", (snapshot.version, _pack(snapshot))
@@ -303,6 +320,10 @@ class Store:
         ).fetchall()
         for (key,) in surplus:
             _delete(database, key)
+
+    def _forget_labels(self, template: str) -> None:
+        assert self._database is not None
+        self._database.execute("DELETE FROM labels WHERE template = ?", (template,))
 
     def _forget(self, template: str) -> None:
         assert self._database is not None
@@ -352,6 +373,7 @@ def _delete(database: sqlite3.Connection, template: str) -> None:
     database.execute("DELETE FROM templates WHERE key = ?", (template,))
     database.execute("DELETE FROM labels WHERE template = ?", (template,))
     database.execute("DELETE FROM trajectories WHERE template = ?", (template,))
+    database.execute("DELETE FROM meta WHERE name LIKE 'note:%:' || ?", (template,))
 
 
 def _decode(body: bytes, kind: type[_Record]) -> Iterator[_Record]:

@@ -112,6 +112,14 @@ class TrajectoryTracker:
     def __len__(self) -> int:
         return len(self._ring)
 
+    def emptied(self) -> TrajectoryTracker:
+        """Return a tracker of the same kind without any query."""
+        found = TrajectoryTracker(
+            self._ring.maxlen or 1, filter_slots=self._filter_slots, value_types=self._value_types
+        )
+        found._rng = self._rng
+        return found
+
     def record(self, trajectory: Trajectory) -> None:
         """Append one query; the oldest falls out when the window is full."""
         self._ring.append(trajectory)
@@ -124,6 +132,10 @@ class TrajectoryTracker:
     def get_recent(self, n: int) -> list[Trajectory]:
         """Return the last `n` queries, newest last."""
         return list(self._ring)[-n:] if n > 0 else []
+
+    def find(self, query_id: bytes) -> Trajectory | None:
+        """Return the recorded query of this id, or None where it has fallen out."""
+        return next((t for t in reversed(self._ring) if t.query_id == query_id), None)
 
     def context(self, trajectory: Trajectory) -> str:
         """Return the context key of a query."""

@@ -24,11 +24,23 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from config.schema import Config
-from learning.channel import Frame, Hello, InjectionFailed, Publish, TemplateSeen, TrajectoryBatch, encode
+from learning.channel import (
+    Frame,
+    Hello,
+    InjectionFailed,
+    Publish,
+    Rated,
+    TemplateSeen,
+    TrajectoryBatch,
+    encode,
+)
+from learning.drift import World
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
-from learning.policy import ENOUGH_NEW, Publication, derivation, permitted, summary
+from learning.policy import ENOUGH_NEW, Publication, derivation, material, permitted, summary
 from learning.records import Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer
@@ -91,6 +103,7 @@ class Learner:
         kept = await self._store.open()
         now = time.monotonic()
         self._publication.version = kept.version
+        self._measuring.ratings.restore(kept.notes)
         for stored in kept.templates:
             state = self._registry.add(stored.template, now)
             if state is None:
@@ -98,6 +111,9 @@ class Learner:
             if stored.off is not None:
                 state.leave_alone(stored.off, "", now, forever=True)
             state.hashed = self._store.anonymizer.context if self._store.anonymizer is not None else None
+            world = kept.notes.get(f"world:{stored.template.key}")
+            if world is not None:
+                state.watch.world = msgspec.msgpack.decode(world, type=World)
             state.keep_labels(kept.labels.get(stored.template.key, ()))
             for trajectory in kept.trajectories.get(stored.template.key, ()):
                 state.record(trajectory, self._config.learning.trajectory_window, now)
@@ -134,6 +150,8 @@ class Learner:
             case TemplateSeen(template):
                 if self._registry.add(template, time.monotonic()) is None:
                     self._metrics.templates_refused.inc()
+            case Rated():
+                self._measuring.rated(frame)
             case InjectionFailed():
                 self._injection_failed(frame)
             case Hello(pid, version):
@@ -182,17 +200,22 @@ class Learner:
     @staticmethod
     def _distil_due(state: TemplateState, now: float) -> bool:
         """Tell whether there are new labels, and the last distillation was long enough ago."""
-        if state.confirmed is None or not state.labels or not state.unpublished:
+        if state.confirmed is None or not state.unpublished:
+            return False
+        if state.watch.urgent:
+            return True
+        if not state.labels:
             return False
         wait = _DISTIL_EVERY if state.unpublished >= ENOUGH_NEW else 1.0
         return now - state.distilled_at >= max(wait, _REST * state.distil_seconds)
 
     async def _distil(self, state: TemplateState) -> None:
-        confirmed = state.confirmed
+        confirmed, epoch = state.confirmed, state.watch.epoch
         state.unpublished = 0
         started = time.monotonic()
         try:
-            policy = await asyncio.to_thread(derivation(state, self._config))
+            ratings = self._measuring.ratings[state.table]
+            policy = await asyncio.to_thread(derivation(state, self._config, ratings))
         except Exception:  # the policy in force stays; the others go on
             log.exception("deriving the policy of %s failed", state.table)
             return
@@ -200,14 +223,21 @@ class Learner:
             state.distilled_at = time.monotonic()
             state.distil_seconds = state.distilled_at - started
             self._metrics.distill_seconds.inc(state.distil_seconds)
-        if state.confirmed is confirmed:
+        if state.confirmed is confirmed and state.watch.epoch == epoch:
             state.policy = policy
+            self._measuring.derived(state)
 
     async def _publish(self) -> None:
         policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
-        snapshot = self._publication.next(policies, time.time())
+        before = self._publication.policies
+        urgent = any(state.watch.urgent for state in self._registry)
+        snapshot = self._publication.next(policies, time.time(), urgent=urgent)
         if snapshot is None:
             return
+        for state in self._registry:
+            key = state.template.key
+            if key in policies and material(before.get(key), policies[key]):
+                state.watch.published(snapshot.version)
         await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(snapshot))))
         await self._store.save(snapshot=snapshot)
         self._metrics.published.inc()
@@ -223,9 +253,12 @@ class Learner:
 
     async def _save(self) -> None:
         news, self._measuring.news = self._measuring.news, News()
-        if news.templates or news.labels or news.trajectories:
+        if news.templates or news.labels or news.trajectories or news.notes:
             await self._store.save(
-                templates=tuple(news.templates.values()), labels=news.labels, trajectories=news.trajectories
+                templates=tuple(news.templates.values()),
+                labels=news.labels,
+                trajectories=news.trajectories,
+                notes=news.notes,
             )
 
     def _gauges(self) -> None:

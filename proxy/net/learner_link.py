@@ -36,6 +36,7 @@ class LearnerLink:
         self._buffer_size = buffer_size
         self._queue: deque[Execution] = deque()
         self._failures: deque[channel.InjectionFailed] = deque(maxlen=100)
+        self._rated: deque[channel.Rated] = deque(maxlen=1000)
         self._announced: set[str] = set()
         self._dropped = 0
         self._optimizer: SearchOptimizer | None = None
@@ -59,6 +60,10 @@ class LearnerLink:
         """Queue the news that the server refused settings."""
         log.error("the server refused the settings of template %s: %s %s", template, sqlstate, message)
         self._failures.append(channel.InjectionFailed(template, sqlstate, message))
+
+    def rated(self, query_id: bytes, relevant: tuple[str, ...], irrelevant: tuple[str, ...]) -> None:
+        """Queue what a user said about the results of a query."""
+        self._rated.append(channel.Rated(query_id, relevant, irrelevant))
 
     # -- the link ----------------------------------------------------------------------------------
 
@@ -108,7 +113,7 @@ class LearnerLink:
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            while self._queue or self._failures:
+            while self._queue or self._failures or self._rated:
                 self._write_batch(writer)
                 await writer.drain()
                 await asyncio.sleep(0)  # let traffic pass between batches
@@ -132,6 +137,9 @@ class LearnerLink:
         if batch or dropped:
             writer.write(channel.encode(channel.TrajectoryBatch(tuple(batch), dropped)))
             self._adapter.counters.trajectories_sent += len(batch)
+        if not self._queue:  # a rating goes after the query that it is about
+            while self._rated:
+                writer.write(channel.encode(self._rated.popleft()))
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         frames = channel.FrameReader()

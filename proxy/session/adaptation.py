@@ -42,6 +42,7 @@ class BoundQuery:
         "overhead",
         "policy_version",
         "query",
+        "query_id",
         "raw_vector",
         "settings",
         "table",
@@ -59,6 +60,7 @@ class BoundQuery:
         self.choice: Choice = _UNKNOWN
         self.settings: Settings = ()  # what was really put in force
         self.policy_version = 0
+        self.query_id: bytes | None = None  # UUID of its latest execution, once that has been answered
         self.overhead = 0.0  # seconds that the proxy spent on it
 
     @property
@@ -90,13 +92,14 @@ class Execution(NamedTuple):
     bound: BoundQuery
     outcome: Outcome
     timestamp: float  # Unix time, seconds
+    query_id: bytes  # UUID, known to the client's session as well
 
     def trajectory(self) -> Trajectory:
         """Return the record for the learner."""
         bound, outcome = self.bound, self.outcome
         vector = bound.vector
         return Trajectory(
-            query_id=os.urandom(16),
+            query_id=self.query_id,
             template=bound.query.template.key,
             timestamp=self.timestamp,
             vector=None if vector is None else vector.tobytes(),
@@ -222,7 +225,8 @@ class Adapter:
         if outcome.error is None:
             self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
         if bound.k > 0:
-            self.record(Execution(bound, outcome, time.time()))
+            bound.query_id = query_id = os.urandom(16)
+            self.record(Execution(bound, outcome, time.time(), query_id))
 
     def accept(self, bound: BoundQuery) -> None:
         """The server has not refused the settings tried for a query, unless `switch_off` was told so."""

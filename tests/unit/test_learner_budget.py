@@ -81,3 +81,12 @@ def test_measurements_that_take_much_longer_than_usual_are_a_sign_of_a_busy_serv
     for _ in range(3):
         pace.observe("quick", 10.0, 0)
     assert pace.pace > 0.0
+
+
+def test_grant_for_a_change_never_exceeds_the_most_and_pays_no_debts_twice() -> None:
+    bucket = TokenBucket(0.0, 10.0, 0.0)
+    bucket.spend(12.0, 0.0)
+    bucket.grant(5.0, 1.0)
+    assert bucket.credit(1.0) == 5.0
+    bucket.grant(20.0, 1.0)
+    assert bucket.credit(1.0) == 10.0

@@ -10,7 +10,7 @@ from learning.drift import RECENT, Cusum, Kind, MixWatch, World, compare, safe_a
 from learning.records import ArmResult, Label
 
 ARMS = ladder([IndexInfo("i", "hnsw")], filtered=False, max_k=10)
-INDEXES = (("i", 7, True),)
+INDEXES = (("i", 7),)
 
 
 def alarms(recalls: np.ndarray, target: float = 0.98) -> int | None:
@@ -79,10 +79,10 @@ def test_vectors_of_another_length_are_not_compared() -> None:
 def test_changes_of_the_catalogs_are_named() -> None:
     before = World(INDEXES, 1000.0)
     assert compare(before, World(INDEXES, 1400.0), 1.0) is None
-    rebuilt = compare(before, World((("i", 8, True),), 1000.0), 1.0)
+    rebuilt = compare(before, World((("i", 8),), 1000.0), 1.0)
     assert rebuilt is not None
     assert (rebuilt.kind, rebuilt.words) == (Kind.INDEX, "index i rebuilt")
-    other = compare(before, World((("j", 9, True),), 1000.0), 1.0)
+    other = compare(before, World((("j", 9),), 1000.0), 1.0)
     assert other is not None
     assert other.words == "index i gone; j new"
     for rows in (1600.0, 600.0):

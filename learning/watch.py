@@ -1,0 +1,124 @@
+"""One template under watch: what it is compared with, and what is served while it is learned anew.  Pure.
+
+`Watch` puts the detectors of `learning.drift` together.  It is told of every query, every audit and every
+look into the catalogs, and answers with a `Change` where one is to be acted upon.  What is done then is not
+its business; `hold` and `recovered` only note it.
+
+Rules
+-----
+- An audit counts only if the query was served under a policy that is in force still: the ring of recent
+  queries holds older ones, and what they got says nothing about today's policy.
+- Nothing is expected of a template that runs as it came.
+- Where no arm keeps the target, the recall that the policy expects is what the audits are compared with:
+  an alarm that cannot be answered is noise.
+- A moved mix of queries is no alarm.  It buys `URGENT` audits; if they find nothing wrong, the new mix is
+  the usual one from then on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from learning.dialects import AS_IS
+from learning.drift import Change, Cusum, Kind, MixWatch, World, compare
+from learning.records import Label, TemplatePolicy, Trajectory, Trust
+
+URGENT = 30
+"""Audits that a suspicion buys: enough to notice a recall of 0.95 nine times in ten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What is served until there are labels enough, and why; `began` is a monotonic time in seconds."""
+
+    arm: str  # Arm.name
+    words: str
+    began: float
+
+
+class Watch:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.holding: Holding | None = None
+        self.epoch = 0  # changes so far
+        self.urgent = False  # a policy that has to go out at once
+        self.audits_due = 0  # bought by a suspicion
+        self._in_force_from = 0  # policy version
+        self._cusum = Cusum()
+        self._mix = MixWatch()
+
+    def asked(self, trajectory: Trajectory) -> bool:
+        """Count a query; True where it raises the suspicion that others are asked now."""
+        if trajectory.vector is None:
+            return False
+        shifted = self._mix.add(np.frombuffer(trajectory.vector, dtype="<f4"))
+        if not shifted or self.audits_due or self.holding is not None:
+            return False
+        self.audits_due = URGENT
+        return True
+
+    def looked(self, world: World, at: float) -> Change | None:
+        """Compare what the catalogs say with what they said when learning began (anew)."""
+        before, self.world = self.world, self.world or world
+        change = compare(before, world, at) if before is not None else None
+        if change is not None:
+            self.world = world
+        return change
+
+    def audited(
+        self, label: Label, trajectory: Trajectory, policy: TemplatePolicy | None, target: float
+    ) -> Change | None:
+        """Count an audit of a query that was really served."""
+        suspected = self.audits_due > 0
+        if suspected:
+            self.audits_due -= 1
+            if not self.audits_due:
+                self._mix.reset()
+        served = label.results.get(trajectory.arm)
+        if policy is None or served is None or trajectory.policy_version < self._in_force_from:
+            return None
+        expected = expected_recall(policy, label.context, trajectory, target)
+        if expected is None or not self._cusum.add(served.recall, expected, trajectory.timestamp):
+            return None
+        since = self._cusum.since if self._cusum.since is not None else trajectory.timestamp
+        words = f"audited recall fell below {expected:.3g}"
+        if suspected:
+            return Change(Kind.MIX, f"other queries are asked, and {words}", since)
+        return Change(Kind.RECALL, words, since)
+
+    def published(self, version: int) -> None:
+        """Other arms are in force from this version on."""
+        self._in_force_from = version
+        self._cusum.reset()
+        self.urgent = False
+
+    def hold(self, holding: Holding) -> None:
+        """Note that learning begins anew."""
+        self.holding = holding
+        self.epoch += 1
+        self.urgent = True
+        self.audits_due = 0
+        self._cusum.reset()
+        self._mix.reset()
+
+    def recovered(self) -> Holding | None:
+        """Note that there are labels enough again; return what was served until now."""
+        before, self.holding = self.holding, None
+        return before
+
+
+def expected_recall(
+    policy: TemplatePolicy, context: str, trajectory: Trajectory, target: float
+) -> float | None:
+    """Return the recall that an audited query should have had on average; None where nothing is promised."""
+    if policy.trust is Trust.OBSERVE:
+        return None
+    found = policy.contexts.get(context)
+    arm = policy.arms[found.arm if found is not None else policy.fallback]
+    if trajectory.arm == AS_IS.name and arm != AS_IS:
+        return None  # the client's own settings won
+    return target if found is None else min(target, found.expected_recall)
