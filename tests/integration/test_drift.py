@@ -57,7 +57,7 @@ class Traffic:
         self._asked = 0
         self._looked_at = 0  # snapshots
 
-    async def until(self, wanted: Callable[[TemplatePolicy], bool], timeout: float = 60.0) -> TemplatePolicy:
+    async def until(self, wanted: Callable[[TemplatePolicy], bool], timeout: float = 90.0) -> TemplatePolicy:
         """Ask until a policy is as wanted; every policy received is in ``worker.snapshots``."""
         snapshots = self._worker.snapshots
         async with asyncio.timeout(timeout):
@@ -115,8 +115,8 @@ def test_reindex_is_answered_with_a_safe_arm_and_new_measurements(
             before = await traffic.until(learned)
             statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
             began = time.monotonic()
-            safe = await traffic.until(held, 15.0)
-            assert time.monotonic() - began < 10.0
+            safe = await traffic.until(held, 60.0)
+            assert time.monotonic() - began < 45.0  # about 2 seconds on a machine with nothing else to do
             assert "index items_hnsw rebuilt" in safe.reason
             assert effort(safe) >= effort(before)
             assert not safe.contexts  # nothing that was measured before speaks any more
@@ -149,11 +149,11 @@ def test_growth_and_deletion_are_noticed_from_the_rows(
             ):
                 for number, vector in enumerate(more):
                     copy.write_row((10_000 + number, 0, text(vector)))
-            grown = await traffic.until(held, 20.0)
+            grown = await traffic.until(held, 60.0)
             assert "rows and has" in grown.reason
             await traffic.until(learned)
             statement(postgres.dsn(database), "DELETE FROM items WHERE id >= 1000")
-            shrunk = await traffic.until(held, 20.0)
+            shrunk = await traffic.until(held, 60.0)
             assert "rows and has" in shrunk.reason
             await traffic.until(learned)
 
@@ -177,7 +177,7 @@ def test_other_queries_are_noticed_by_their_recall(
             traffic = Traffic(worker, found, easy)
             before = await traffic.until(learned)
             traffic.queries = hard
-            safe = await traffic.until(held, 45.0)
+            safe = await traffic.until(held, 90.0)
             assert "audited recall fell below" in safe.reason
             after = await traffic.until(learned)
             assert effort(after) > effort(before)
@@ -201,7 +201,7 @@ def test_index_rebuilt_while_the_learner_was_down_is_noticed(
         statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
         async with learner(config, socket_path) as worker:
             traffic = Traffic(worker, found, QUERIES)
-            safe = await traffic.until(held, 20.0)
+            safe = await traffic.until(held, 60.0)
             assert "rebuilt" in safe.reason
 
     asyncio.run(scenario())
