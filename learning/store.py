@@ -228,31 +228,11 @@ class Store:
             database.executescript("BEGIN;" + _SCHEMA + f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         self._database = database
         self._anonymizer = Anonymizer(_salt(database))
-        kept = self._load()
+        kept = _load(database)
         if self._anonymize:
             self._hash_the_past(kept)
-            kept = self._load()
+            kept = _load(database)
             kept.trajectories.clear()  # a hash cannot be measured
-        return kept
-
-    def _load(self) -> Kept:
-        assert self._database is not None
-        kept = Kept()
-        for body, off in self._database.execute("SELECT body, off FROM templates ORDER BY seen"):
-            for template in _decode(body, Template):
-                kept.templates.append(StoredTemplate(template, off))
-        for (body,) in self._database.execute("SELECT body FROM labels ORDER BY id"):
-            for label in _decode(body, Label):
-                kept.labels.setdefault(label.template, []).append(label)
-        for (body,) in self._database.execute("SELECT body FROM trajectories ORDER BY id"):
-            for trajectory in _decode(body, Trajectory):
-                kept.trajectories.setdefault(trajectory.template, []).append(trajectory)
-        notes = self._database.execute("SELECT name, value FROM meta WHERE name LIKE 'note:%'")
-        kept.notes = {name.removeprefix("note:"): bytes(value) for name, value in notes}
-        for version, body in self._database.execute("SELECT version, body FROM snapshot"):
-            kept.version = version
-            for snapshot in _decode(body, Snapshot):
-                kept.snapshot = snapshot
         return kept
 
     def _hash_the_past(self, kept: Kept) -> None:
@@ -329,6 +309,50 @@ class Store:
         assert self._database is not None
         with _transaction(self._database) as database:
             _delete(database, template)
+
+
+def _load(database: sqlite3.Connection) -> Kept:
+    kept = Kept()
+    for body, off in database.execute("SELECT body, off FROM templates ORDER BY seen"):
+        for template in _decode(body, Template):
+            kept.templates.append(StoredTemplate(template, off))
+    for (body,) in database.execute("SELECT body FROM labels ORDER BY id"):
+        for label in _decode(body, Label):
+            kept.labels.setdefault(label.template, []).append(label)
+    for (body,) in database.execute("SELECT body FROM trajectories ORDER BY id"):
+        for trajectory in _decode(body, Trajectory):
+            kept.trajectories.setdefault(trajectory.template, []).append(trajectory)
+    notes = database.execute("SELECT name, value FROM meta WHERE name LIKE 'note:%'")
+    kept.notes = {name.removeprefix("note:"): bytes(value) for name, value in notes}
+    for version, body in database.execute("SELECT version, body FROM snapshot"):
+        kept.version = version
+        for snapshot in _decode(body, Snapshot):
+            kept.snapshot = snapshot
+    return kept
+
+
+def read(directory: Path) -> Kept:
+    """Return what a learner keeps in its state directory, also while it runs; nothing is changed.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no store.
+    ValueError
+        It is damaged, or of another version.
+    OSError
+        It may not be read.
+    """
+    path = directory / FILE
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if trouble := _trouble(path):
+        raise ValueError(f"{path} {trouble}")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return _load(database)
+    except sqlite3.Error as error:
+        raise ValueError(str(error)) from error
 
 
 _TRIM_LABELS = """

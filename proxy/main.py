@@ -62,6 +62,34 @@ def check_config(config: ConfigPath = None) -> None:
         typer.echo(f"ruvector-proxy: warning: {warning}", err=True)
 
 
+@app.command(
+    epilog="Examples: ruvector-proxy explain -c proxy.toml "
+    "\"SELECT id FROM items ORDER BY embedding <=> '[1,2,3]' LIMIT 10\"; "
+    "ruvector-proxy explain -c proxy.toml --json --param '[1,2,3]' --param 10 "
+    '"SELECT id FROM items ORDER BY embedding <=> \\$1 LIMIT \\$2"'
+)
+def explain(
+    sql: Annotated[str, typer.Argument(help="The statement, as the application sends it.")],
+    config: ConfigPath = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="Value of $1, then $2, ...; as text.")
+    ] = None,
+    database: Annotated[str | None, typer.Option(help="Where several databases know the statement.")] = None,
+    user: Annotated[str | None, typer.Option(help="Where several users sent the statement.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Show which settings a statement gets, what was measured for it, and why."""
+    import msgspec
+
+    from proxy.explaining import CannotExplainError, as_text, explain_statement
+
+    try:
+        found = explain_statement(_load(config), sql, param or (), database=database, user=user)
+    except CannotExplainError as error:
+        _fail("\n".join([str(error), *(f"advice: {advice.text}" for advice in error.advice)]), 1)
+    typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if json else as_text(found))
+
+
 @app.command(epilog="Example: ruvector-proxy demo")
 def demo(
     keep: Annotated[
