@@ -166,17 +166,17 @@ class Run:
 
 def recalls(run: Run, base: Vectors, choose: Callable[[Asked], list[int] | None]) -> NDArray[np.float64]:
     """Return each query's recall, NaN where it was not asked."""
-    norms = np.linalg.norm(base, axis=1)
+    unit = base / np.linalg.norm(base, axis=1, keepdims=True)
     found = np.full(len(run.asked), np.nan)
-    for number, asked in enumerate(run.asked):
-        ids = choose(asked)
-        if ids is None:
-            continue
-        vector = run.pool[asked.vector]
-        distances = 1.0 - (base[: asked.rows] @ vector) / (norms[: asked.rows] * np.linalg.norm(vector))
-        kth = np.partition(distances, K - 1)[K - 1]
-        returned = 1.0 - (base[ids] @ vector) / (norms[ids] * np.linalg.norm(vector))
-        found[number] = min(1.0, float((returned <= kth + 1e-6).sum()) / K)
+    for start in range(0, len(run.asked), 256):
+        chunk = run.asked[start : start + 256]
+        vectors = run.pool[[asked.vector for asked in chunk]]
+        distances = 1.0 - unit @ (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).T
+        for column, asked in enumerate(chunk):
+            ids = choose(asked)
+            if ids is not None:
+                kth = np.partition(distances[: asked.rows, column], K - 1)[K - 1]
+                found[start + column] = min(1.0, float((distances[ids, column] <= kth + 1e-6).sum()) / K)
     return found
 
 

@@ -32,15 +32,15 @@ from learning.feedback import FeedbackLog
 from learning.inventory import Confirmed, confirm, look
 from learning.metrics import LearnerMetrics
 from learning.policy import OFF_BY_CONFIGURATION
-from learning.probe import measure, snapshot
+from learning.probe import Measured, measure, snapshot
 from learning.ratings import judge_rating
 from learning.records import Arm, Label, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
-from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, draw, neediest
+from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, LabelPlan, draw, neediest
 from learning.store import Store, StoredTemplate
 from learning.tablestats import sketch
 from learning.upstream import UnavailableError, Upstream
-from learning.verdict import VerdictEngine
+from learning.verdict import Expectation, VerdictEngine
 from learning.watch import URGENT, Holding
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ _LOOK_EVERY = 1.0  # seconds between looks into the catalogs, while there is tra
 _GRANT_EVERY = 30.0  # seconds between grants of credit for changes
 _AUDIT_AMONG = 50  # latest queries that an audit is drawn from, at least
 _RATINGS, _RATING_WAITS = 1000, 5.0  # ratings that may wait, and for how many seconds
+_ONLY_WHAT_WAS_SERVED = LabelPlan(thorough=False, warm=False, leave_out=lambda arm, exact_ms: True)
 _GIVE_UP_AFTER = 3  # failed measurements in a row, before the server is asked about the template again
 
 _Chosen = tuple[TemplateState, Trajectory, bool]  # the query to measure, and whether it is an audit
@@ -157,12 +158,16 @@ class Measuring:
             return 0.0
         if self._rated and await self._rate(now):
             return 0.0
-        for suspect in self._registry:
-            if suspect.suspicious:
-                suspect.suspicious = False
-                self._bucket.grant(URGENT * suspect.label_seconds, now)
+        for suspicious in self._registry:
+            if suspicious.suspicious:
+                suspicious.suspicious = False
+                self._bucket.grant(URGENT * suspicious.label_seconds, now)
         if self._bucket.wait(now) > 0:
             return None
+        if (suspect := self._suspect()) is not None:
+            started = time.perf_counter()
+            if await self._guarded(suspect, self._audit_quickly):
+                return min(1.0, self._pace.pace) * (time.perf_counter() - started)
         state = next((state for state in self._registry if self._wants_sketch(state)), None)
         if state is not None and await self._guarded(state, self._sketch):
             return 0.0
@@ -373,9 +378,6 @@ class Measuring:
 
     def _choose(self) -> _Chosen | None:
         """Choose the query to measure next: audits and targeted ones in turn, whichever there is."""
-        urgent = next((s for s in self._registry if s.watch.audits_due and s.tracker is not None), None)
-        if urgent is not None and (sample := self._latest(urgent)) is not None:
-            return urgent, sample, True
         uniform = self._audit_next
         chosen = (self._choose_audit() if uniform else self._choose_target()) or (
             self._choose_target() if uniform else self._choose_audit()
@@ -434,43 +436,80 @@ class Measuring:
         recent = state.traffic.recent(context)
         return recent[int(self._rng.integers(len(recent)))] if recent else None
 
+    def _suspect(self) -> TemplateState | None:
+        """Return a template whose queries seem to have become others, and that has some to audit."""
+        return next((s for s in self._registry if s.watch.audits_due and s.tracker and s.confirmed), None)
+
+    async def _audit_quickly(self, state: TemplateState) -> None:
+        """Audit one of the latest queries without measuring other arms: it is to be known soon."""
+        trajectory = self._latest(state)
+        if trajectory is None:
+            state.watch.audits_due = 0
+            return
+        assert state.confirmed is not None
+        measured = await self._measure(state, trajectory, _ONLY_WHAT_WAS_SERVED, uniform=True)
+        self.audit.record(state.table, measured.label)
+        await self._audited(state, measured.label, trajectory)
+
+    async def _audited(self, state: TemplateState, label: Label, trajectory: Trajectory) -> None:
+        change = state.watch.audited(label, trajectory, state.policy, self.target(state.table))
+        if change is not None:
+            await self._changed(state, change)
+
     async def _label(self, state: TemplateState, trajectory: Trajectory, *, uniform: bool) -> None:
         assert state.confirmed is not None
         assert state.tracker is not None
         confirmed = state.confirmed
-        context = state.tracker.context(trajectory)
+        plan = state.ledger.plan(state.tracker.context(trajectory))
+        measured = await self._measure(state, trajectory, plan, uniform=uniform)
+        if state.confirmed is not confirmed:  # the world has changed meanwhile
+            return
+        state.add_label(measured.label, trajectory)
+        state.label_seconds += 0.1 * (measured.seconds - state.label_seconds)
+        self.audit.record(state.table, measured.label)
+        self._judge(state, trajectory, measured.label)
+        if uniform:
+            await self._audited(state, measured.label, trajectory)
+        self._metrics.labels.labels(table=state.table).inc()
+        self.news.labels.append(measured.label)
+        self.news.trajectories.append(trajectory)
+        self._pace.observe(state.template.key, measured.exact_ms, await self._active_sessions(state))
+
+    async def _measure(
+        self, state: TemplateState, trajectory: Trajectory, plan: LabelPlan, *, uniform: bool
+    ) -> Measured:
+        """Measure one query on the server, and charge the budget."""
+        assert state.confirmed is not None
+        assert state.tracker is not None
+        confirmed = state.confirmed
         session = await self._upstream.session(state.template.database)
+        served = self._served(trajectory, confirmed.arms)
         started = time.perf_counter()
         try:
-            served = self._served(trajectory, confirmed.arms)
-            measured = await measure(
+            return await measure(
                 session,
                 state.template,
                 confirmed.types,
                 confirmed.settings,
                 trajectory,
                 confirmed.arms if served is None else (*confirmed.arms, served),
-                context=context,
+                context=state.tracker.context(trajectory),
                 uniform=uniform,
-                plan=state.ledger.plan(context),
+                plan=plan,
                 keep_vector=not self._config.learning.anonymize,
             )
         finally:
             self._spent(time.perf_counter() - started)
-        if state.confirmed is not confirmed:  # the world has changed meanwhile
-            return
-        state.add_label(measured.label, trajectory)
-        state.label_seconds += 0.1 * (measured.seconds - state.label_seconds)
-        self.audit.record(state.table, measured.label)
-        if uniform:
-            target = self._config.table(state.table).target_recall
-            change = state.watch.audited(measured.label, trajectory, state.policy, target)
-            if change is not None:
-                await self._changed(state, change)
-        self._metrics.labels.labels(table=state.table).inc()
-        self.news.labels.append(measured.label)
-        self.news.trajectories.append(trajectory)
-        self._pace.observe(state.template.key, measured.exact_ms, await self._active_sessions(state))
+
+    def _judge(self, state: TemplateState, trajectory: Trajectory, label: Label) -> None:
+        """Count the verdict on a measured query, and what it recommends."""
+        expectation = Expectation(target_recall=self.target(state.table))
+        verdict = self.verdicts.judge(trajectory, label, expectation)
+        word = "success" if verdict.success else "failure"
+        self._metrics.verdicts.labels(table=state.table, verdict=word).inc()
+        for recommendation in verdict.recommendations:
+            name = recommendation.name.lower()
+            self._metrics.recommendations.labels(table=state.table, recommendation=name).inc()
 
     @staticmethod
     def _served(trajectory: Trajectory, arms: tuple[Arm, ...]) -> Arm | None:

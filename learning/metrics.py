@@ -79,6 +79,22 @@ class LearnerMetrics:
             "Rest after a measurement, in multiples of its duration; above 0: busy server.",
         )
         self.templates = gauge("ruvector_templates", "Known vector query templates, by trust.", ["trust"])
+        self.trusted = gauge(
+            "ruvector_table_templates",
+            "Vector query templates of each table, by how far the product goes for them: observe (as they "
+            "came), static (one arm), context (by filter value), query (by query vector).",
+            ["table", "trust"],
+        )
+        self.verdicts = counter(
+            "ruvector_verdicts_total",
+            "Measured queries by verdict: success, failure.",
+            ["table", "verdict"],
+        )
+        self.recommendations = counter(
+            "ruvector_recommendations_total",
+            "Measured queries for which something was recommended, by what.",
+            ["table", "recommendation"],
+        )
         self.templates_refused = counter(
             "ruvector_templates_refused_total", "Templates not learned about because there are too many."
         )
@@ -105,8 +121,12 @@ class LearnerMetrics:
         )
         self.workers = gauge("ruvector_learner_workers", "Workers connected to the learner.")
 
-    def trust(self, templates: Iterable[Trust]) -> None:
-        """Count the templates by trust."""
-        counts = Counts(templates)
+    def trust(self, templates: Iterable[tuple[str, Trust]]) -> None:
+        """Count the templates, given as (table, trust); one without a table counts in the sum only."""
+        each = list(templates)
+        counts = Counts(trust for _, trust in each)
+        by_table = Counts(each)
         for trust in Trust:
             self.templates.labels(trust=trust.value).set(counts[trust])
+            for table in {table for table, _ in each if table}:
+                self.trusted.labels(table=table, trust=trust.value).set(by_table[table, trust])

@@ -265,4 +265,6 @@ class Learner:
         self._measuring.gauges()
         self._metrics.version.set(self._publication.version)
         self._metrics.workers.set(self._server.workers)
-        self._metrics.trust(Trust.OBSERVE if s.policy is None else s.policy.trust for s in self._registry)
+        self._metrics.trust(
+            (s.table, Trust.OBSERVE if s.policy is None else s.policy.trust) for s in self._registry
+        )
