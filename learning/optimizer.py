@@ -11,8 +11,8 @@ Order of the evidence
 filtered    the context itself; the same values with another k; the class of the value's selectivity; the
 next larger
             class, if exact search serves it (fewer rows are searched faster); the fallback.
-unfiltered  the query vector, for k up to the policy's; the k itself; another k's arm, its effort scaled to
-this k.
+unfiltered  the query vector, for k up to the policy's, unless a smaller k was measured that is enough; the k
+itself; another k's arm, its effort scaled to this k.
 
 Whatever is chosen, an index arm whose effort is below k would silently return too few rows: it is raised to
 a rung that is enough, in proportion to k where k lies above the evidence.  Where the ladder ends below k:
@@ -150,7 +150,12 @@ class _Prepared:
         if self._observing:
             return None
         lookup = self.lookup
-        if lookup is not None and k <= lookup.k and vector is not None and len(vector) == lookup.dimensions:
+        if (
+            lookup is not None
+            and self._is_for(lookup.k, k)
+            and vector is not None
+            and len(vector) == lookup.dimensions
+        ):
             try:
                 chosen = lookup.choose(vector)
             except RuntimeError:  # the index found too few neighbours: possible where its graph is torn
@@ -165,6 +170,14 @@ class _Prepared:
                 self._memo.clear()
             self._memo[k] = self._static(k)
         return self._memo[k]
+
+    def _is_for(self, evidence_k: int, k: int) -> bool:
+        """Tell whether the per-query part, about `evidence_k`, is the nearest evidence for k from above.
+
+        An arm that was measured for a smaller k serves that k better than one chosen for a larger: with
+        LIMIT 10 and LIMIT 500 in one template, ten rows must not cost what five hundred do.
+        """
+        return k <= evidence_k and not any(k <= other < evidence_k for other in self._by_values.get("", {}))
 
     def _static(self, k: int) -> Choice | None:
         known = self._by_values.get("", {})

@@ -177,6 +177,21 @@ def test_a_k_above_the_per_query_evidence_is_served_without_the_vector(learned: 
     assert choice.arm.effort >= 30
 
 
+def test_a_smaller_k_with_evidence_of_its_own_does_not_pay_for_a_larger(learned: TemplatePolicy) -> None:
+    cheap = number("ef=20")
+    contexts = {**learned.contexts, "3": ContextPolicy(cheap, 0.99, 200)}
+    optimizer = serve(msgspec.structs.replace(learned, contexts=contexts))
+    vector = np.ones(learned.query.dimensions if learned.query else 0, dtype=np.float32)
+    for k, trust in ((1, Trust.STATIC), (3, Trust.STATIC), (5, Trust.QUERY), (10, Trust.QUERY)):
+        choice = optimizer.optimize(learned.template, vector, k, ())
+        assert choice is not None
+        if trust is Trust.STATIC:
+            assert choice.arm == learned.arms[cheap]
+            assert choice.trust is Trust.STATIC
+        else:
+            assert "measured with k=3" not in choice.reason
+
+
 def test_a_malformed_per_query_part_is_served_without_it(learned: TemplatePolicy) -> None:
     assert learned.query is not None
     damaged = [
