@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance bench-proxy bench-index bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance fuzz bench-proxy bench-index bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -33,7 +33,7 @@ types: $(DEV) ## strict types
 
 unit: $(DEV) ## unit and property tests, without a database
 	@echo "== unit and property tests"
-	@$(BIN)/python -m pytest tests/unit tests/property
+	@$(BIN)/python -m pytest tests/unit tests/property tests/fuzz
 
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
@@ -44,6 +44,9 @@ differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: n
 
 conformance: $(DEV) ## third-party suites, direct and through the proxy; SUITE=psql runs one
 	@$(BIN)/python -m tests.conformance $(SUITE)
+
+fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
 	@$(BIN)/python -m bench.relay

@@ -295,6 +295,8 @@ class BackendStream:
 
     def _ready(self, message: bytes) -> bytes | bool:
         """ReadyForQuery: the segment is over.  Return as `_other` does."""
+        if len(message) != 6:
+            raise ProtocolViolation("a ReadyForQuery without a status", sender=Sender.BACKEND)
         status = message[5]
         segment = self._segment_in
         own = bool(self._pending) and self._pending[0] is Segment.OWN

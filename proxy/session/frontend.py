@@ -238,6 +238,8 @@ class Session(Enforcer):
 
     def _describe(self, data: bytes, position: int, end: int) -> bytes | None:
         """Restore before something that may fail: in a failed transaction it could no longer be done."""
+        if end - position < 7:
+            return None  # the server says what is wrong with it
         known = self._statements if data[position + 5] == 0x53 else self._portals
         return None if data[position + 6 : end - 1] in known else self._restore()
 
@@ -291,6 +293,8 @@ class Session(Enforcer):
         return inserted
 
     def _close(self, data: bytes, position: int, end: int) -> None:
+        if end - position < 7:
+            return  # the server says what is wrong with it
         name = data[position + 6 : end - 1]
         if data[position + 5] == 0x53:  # 'S'
             self._statements.pop(name, None)

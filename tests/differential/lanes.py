@@ -16,6 +16,8 @@ from tests.differential.world import Server, world
 
 Reports: TypeAlias = "multiprocessing.Queue[str | Counter[str]]"
 
+_PROGRESS = 250  # scripts of a lane between two reports
+
 
 def run(server: Server, seeds: range, jobs: int, stop_after: int) -> int:
     """Play the scripts of all seeds; print every difference, shrunk.  Return how many differed."""
@@ -37,8 +39,9 @@ def run(server: Server, seeds: range, jobs: int, stop_after: int) -> int:
             failures += 1
             print(report, flush=True)
         else:
-            finished += 1
             done += report
+            finished = done["lanes"]
+            print(f"{done['scripts']} scripts, {time.monotonic() - started:.0f} s", flush=True)
     for process in lanes:
         if failures >= stop_after:
             process.terminate()
@@ -62,9 +65,13 @@ def lane(server: Server, number: int, seeds: range, reports: Reports) -> None:
                         f"== seed {seed}, {way}: {found}\n-- shrunk to\n{shrunk}-- which gives: {again}"
                     )
                 done["scripts"] += 1
+                if done["scripts"] == _PROGRESS:
+                    reports.put(done)
+                    done = Counter()
             done["adapted, normal"] = sum(there.normal.counters.adapted.values())
             done["adapted, forced"] = sum(there.forced.counters.adapted.values())
             done["refused"] = there.normal.counters.injection_errors + there.forced.counters.injection_errors
     except Exception:
         reports.put(traceback.format_exc())
+    done["lanes"] = 1
     reports.put(done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.session.frontend import Session
+from proxy.wire.errors import ProtocolViolation
 from tests.integration.raw import FLUSH, SYNC, bind, close, describe, execute, message, parse, query
 from tests.unit.test_session_recovery import (
     BOUND,
@@ -114,3 +115,15 @@ class TestCopyDataInAPipeline:
         session.from_client(message("d", b"1\n") + query("SELECT 1"))
         session.from_server(message("T") + NO_ROWS + IDLE)
         assert tags_of(session.from_client(P + B + E + SYNC)) == "PCPBECBES"
+
+
+@pytest.mark.parametrize("tag", "BCDEPQ")
+def test_messages_without_a_body_are_the_servers_to_refuse(session: Session, tag: str) -> None:
+    """Found by the fuzzer: a Close without a body."""
+    begin_and_search(session)
+    assert session.from_client(message(tag) + SYNC).endswith(message(tag) + SYNC)
+
+
+def test_a_ready_for_query_without_a_status_is_a_violation(session: Session) -> None:
+    with pytest.raises(ProtocolViolation):
+        session.from_server(message("Z"))

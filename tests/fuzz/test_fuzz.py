@@ -1,0 +1,54 @@
+"""A short fuzz of every target, always the same number of runs, and every input of the corpus once more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import CORPUS, ROOT, names
+from tests.fuzz.targets import TARGETS, fuzz_planted
+
+RUNS = {"session": 100, "recogniser": 300}
+needs_atheris = pytest.mark.skipif(
+    find_spec("atheris") is None, reason="atheris has no wheel for this Python or platform"
+)
+
+
+def test_every_target_has_a_corpus() -> None:
+    assert set(names()) == set(TARGETS)
+    assert all(any((CORPUS / name).iterdir()) for name in names())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_the_corpus_holds_breaks_no_promise(name: str) -> None:
+    for path in sorted((CORPUS / name).iterdir()):
+        TARGETS[name](path.read_bytes())
+
+
+@needs_atheris
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+    done = fuzz(name, RUNS.get(name, 1000), tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@needs_atheris
+@pytest.mark.slow
+def test_a_planted_fault_is_found_and_can_be_replayed(tmp_path: Path) -> None:
+    done = fuzz("planted", 200_000, tmp_path)
+    assert done.returncode == 1
+    (finding,) = (tmp_path / "planted").glob("crash-*")
+    assert str(finding) in done.stdout
+    with pytest.raises(AssertionError):
+        fuzz_planted(finding.read_bytes())
+
+
+def fuzz(name: str, runs: int, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.fuzz", name, "--runs", str(runs), "--keep", str(directory)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
