@@ -23,8 +23,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import socket
-import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -33,12 +31,11 @@ from proxy.auth.frontend import Credentials
 from proxy.auth.refusal import Cause, Refusal, timeout
 from proxy.auth.relayed import RelayedAuthentication
 from proxy.net import messages
+from proxy.net.arrival import Arrival
 from proxy.net.authentication import Authenticator, Inbox
-from proxy.net.certificates import ALPN, ServerSide
 from proxy.net.client_tls import PLAIN, ClientTLS
-from proxy.net.preamble import Answer, Encrypt, Preamble, Request
+from proxy.net.preamble import Request
 from proxy.net.server_side import HIGH_WATER, UpstreamConnection, close_soon, tune
-from proxy.net.tls import TLSTransport
 from proxy.net.upstream import Upstream, UpstreamTLSError
 from proxy.session.adaptation import Adapter
 from proxy.session.frontend import Session
@@ -48,6 +45,10 @@ from proxy.wire.startup import CancelRequest, StartupMessage
 log = logging.getLogger(__name__)
 
 _BIND_PATIENCE: Final = 0.01  # seconds that a vector query's Bind is kept for what follows it
+
+
+_CANCELS: Final[set[asyncio.Task[None]]] = set()
+"""Cancel requests on their way to the server."""
 
 
 class State(enum.Enum):
@@ -65,6 +66,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_adapter",
+        "_arrival",
         "_authenticator",
         "_buffer",
         "_client_tls",
@@ -72,8 +74,6 @@ class ClientConnection(asyncio.Protocol):
         "_inbox",
         "_limit",
         "_on_close",
-        "_preamble",
-        "_side",
         "_task",
         "_timeout",
         "_upstream_at",
@@ -101,8 +101,6 @@ class ClientConnection(asyncio.Protocol):
         self._upstream_at = upstream_at
         self._on_close = on_close
         self._client_tls = client_tls
-        self._preamble = Preamble(offers_tls=False)
-        self._side: ServerSide | None = None  # what the client was shown
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
         self._eof = False
@@ -111,6 +109,7 @@ class ClientConnection(asyncio.Protocol):
         self._limit: asyncio.TimerHandle | None = None
         self.state = State.STARTUP
         self.session: Session | None = None
+        self._arrival: Arrival  # from connection_made on
         self.transport: asyncio.Transport | None = None
         self.upstream: UpstreamConnection | None = None
 
@@ -123,8 +122,7 @@ class ClientConnection(asyncio.Protocol):
         tune(self.transport)
         self._adapter.counters.connections_opened += 1
         self._limit = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
-        self._side = None if self._is_local else self._client_tls.side()
-        self._preamble = Preamble(offers_tls=self._side is not None)
+        self._arrival = Arrival(self._client_tls, self, self.transport, self._encryption_failed)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client's on."""
@@ -151,8 +149,7 @@ class ClientConnection(asyncio.Protocol):
             if self._inbox.full and self.transport is not None:
                 self.transport.pause_reading()
         elif self.state is State.STARTUP:
-            self._preamble.feed(data)
-            self._start()
+            self._arrive(data)
         elif self.state is not State.CLOSED:
             self._buffer += data
 
@@ -192,7 +189,9 @@ class ClientConnection(asyncio.Protocol):
             self.upstream.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone: so is its upstream connection."""
+        """The client is gone: so is its upstream connection, and what waits there is nobody's any more."""
+        if self.upstream is not None and self.state is not State.CLOSED:
+            self.upstream.transport.abort()
         self.close()
 
     @property
@@ -202,54 +201,29 @@ class ClientConnection(asyncio.Protocol):
 
     # -- life --------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
-        """Read the packets that come before a session."""
-        assert self.transport is not None
-        while self.state is State.STARTUP:
-            try:
-                step = self._preamble.next()
-            except ProtocolViolation as violation:
-                self._refuse_client(str(violation))
-                return
-            if step is None:
-                return
-            if isinstance(step, Answer):
-                self.transport.write(step.data)
-            elif isinstance(step, Encrypt):
-                self._encrypt(step)
-                return
-            else:
-                self._begin(step)
+    def _arrive(self, data: bytes) -> None:
+        """Take what comes before a session."""
+        try:
+            request = self._arrival.receive(data)
+        except ProtocolViolation as violation:
+            self._refuse_client(str(violation))
+        else:
+            if request is not None:
+                self._begin(request)
 
-    def _encrypt(self, step: Encrypt) -> None:
-        """Put TLS between the client's transport and this side; the preamble goes on inside it."""
-        assert self.transport is not None
-        assert self._side is not None
-        if step.answer:
-            self.transport.write(step.answer)
-
-        def done(reason: Exception | None) -> None:
-            if reason is None and step.direct and tls.ssl_object.selected_alpn_protocol() != ALPN:
-                reason = ConnectionError("direct TLS without the application protocol (ALPN) that it demands")
-            if reason is None:
-                self._preamble.encrypted()
-            elif self.state is not State.CLOSED:
-                log.warning("TLS with %s failed: %s", self._peer, reason)
-                self._adapter.counters.connections_refused += 1
-                self.close()
-
-        tls = TLSTransport(self.transport, self._side.context, server_side=True, on_done=done)
-        tls.set_protocol(self)
-        self.transport = tls
-        tls.start(step.received)
+    def _encryption_failed(self, reason: Exception) -> None:
+        if self.state is not State.CLOSED:
+            log.warning("TLS with %s failed: %s", self._arrival.peer, reason)
+            self._adapter.counters.connections_refused += 1
+            self.close()
 
     def _begin(self, request: Request) -> None:
         """The client has said what it wants: a session, or something cancelled."""
         assert self.transport is not None
         message = request.message
-        if not isinstance(message, CancelRequest) and not self._is_local:
+        if not isinstance(message, CancelRequest):
             user = message.get(b"user") if message is not None else None
-            objection = self._client_tls.objection(user or b"", self._tls_object)
+            objection = self._arrival.objection(user or b"")
             if objection is not None:
                 self._adapter.counters.connections_refused += 1
                 self._end(objection)
@@ -257,17 +231,18 @@ class ClientConnection(asyncio.Protocol):
         if message is None and self._authenticator is not None:
             self._refuse_client("the start-up packet is malformed or of an unsupported protocol version")
             return
-        self._buffer = self._preamble.rest()
+        self._buffer = self._arrival.rest()
         self.state = State.CONNECTING
         self.transport.pause_reading()
         if self._authenticator is None or isinstance(message, CancelRequest):
             self._stop_clock()  # from here on the server's own limits hold
-        work = (
-            self._cancel(request.packet)
-            if isinstance(message, CancelRequest)
-            else self._connect(request.packet, message)
-        )
-        self._task = asyncio.get_running_loop().create_task(work)
+        loop = asyncio.get_running_loop()
+        if isinstance(message, CancelRequest):
+            task = loop.create_task(self._cancel(request.packet))
+            _CANCELS.add(task)  # it is delivered even if the client does not wait for that
+            task.add_done_callback(_CANCELS.discard)
+        else:
+            self._task = loop.create_task(self._connect(request.packet, message))
 
     async def _connect(self, packet: bytes, startup: StartupMessage | None) -> None:
         """Make the session: authenticate if that is the proxy's task, connect upstream; then relay.
@@ -297,7 +272,7 @@ class ClientConnection(asyncio.Protocol):
         except EOFError:
             self._end(messages.upstream_lost(self._upstream_at.name))
         except Exception:
-            log.exception("a login from %s failed by a fault of the proxy's own", self._peer)
+            log.exception("a login from %s failed by a fault of the proxy's own", self._arrival.peer)
             self._end(messages.internal_error())
         else:
             self._relay(startup, upstream)
@@ -311,7 +286,7 @@ class ClientConnection(asyncio.Protocol):
         self.state = State.AUTHENTICATING
         self.transport.resume_reading()
         credentials = await self._authenticator.admit(
-            startup, self._inbox, self.transport.write, self.end_point
+            startup, self._inbox, self.transport.write, self._arrival.end_point
         )
         self.transport.pause_reading()
         self._buffer, self._inbox = self._inbox.rest(), None
@@ -340,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
         self._task = None
         self._stop_clock()
         if self._authenticator is None and upstream.is_encrypted:
-            self.authentication = RelayedAuthentication(client_tls=self.is_encrypted)
+            self.authentication = RelayedAuthentication(client_tls=self._arrival.is_encrypted)
         held, self._buffer = self._buffer, b""
         upstream.hand_over()
         if held:
@@ -349,32 +324,6 @@ class ClientConnection(asyncio.Protocol):
             self.eof_received()
         elif self.state is State.RELAYING:
             self.transport.resume_reading()
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether the client has come with TLS."""
-        return isinstance(self.transport, TLSTransport)
-
-    @property
-    def end_point(self) -> bytes | None:
-        """Channel binding of the certificate that the client was shown."""
-        return self._side.end_point if self._side is not None and self.is_encrypted else None
-
-    @property
-    def _tls_object(self) -> ssl.SSLObject | None:
-        return self.transport.ssl_object if isinstance(self.transport, TLSTransport) else None
-
-    @property
-    def _is_local(self) -> bool:
-        """Whether the client is on a unix socket."""
-        sock = self.transport.get_extra_info("socket") if self.transport is not None else None
-        return sock is not None and sock.family == socket.AF_UNIX
-
-    @property
-    def _peer(self) -> object:
-        """The client's address, for messages."""
-        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
-        return peer or "a unix socket"
 
     async def _cancel(self, packet: bytes) -> None:
         """Send a CancelRequest upstream; close the client only after upstream has closed.
@@ -407,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
         log.log(
             logging.ERROR if refused.cause is Cause.LOOKUP else logging.WARNING,
             "login from %s refused: %s",
-            self._peer,
+            self._arrival.peer,
             refused,
         )
         self._end(refused.response.encode())
