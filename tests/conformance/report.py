@@ -1,9 +1,15 @@
-"""The table on the terminal and the page in the docs: the same facts, without dates and durations."""
+"""The table on the terminal and the page in the docs: the same facts, without dates and durations.
+
+What a suite's row says is kept below `harness.CACHE`, so that a run of one suite renews its row of the page
+and leaves the others; the page is written once every suite has a row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -93,22 +99,53 @@ forced mode a minimum of statements must really have been adapted; both count as
 """
 
 
-def page(results: Sequence[Result]) -> str:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the page says of a suite: plain text, so that it can be kept."""
+
+    name: str
+    title: str
+    cells: Sequence[str]
+    differences: Sequence[str]
+    known: Sequence[str]
+
+
+def row(result: Result) -> Row:
+    """Return what the page says of a result."""
+    name = result.suite.name
+    return Row(
+        name,
+        result.suite.title,
+        result.cells(),
+        [f"{name}: {difference}" for difference in result.differences],
+        [f"{name}, `{e.test}` ({', '.join(sorted(e.ways))}): {e.reason}." for e in result.known],
+    )
+
+
+def keep(kept: Row, directory: Path) -> None:
+    """Keep a row for later pages."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{kept.name}.json").write_text(json.dumps(asdict(kept)))
+
+
+def kept_rows(names: Sequence[str], directory: Path) -> list[Row]:
+    """Return the rows that are kept for the suites of these names, in their order."""
+    paths = (directory / f"{name}.json" for name in names)
+    return [Row(**json.loads(path.read_text())) for path in paths if path.exists()]
+
+
+def page(rows: Sequence[Row]) -> str:
     """Return docs/conformance.md."""
     header = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}\n"
-    rows = "".join(f"| {' | '.join(result.cells())} |\n" for result in results)
-    suites = "".join(f"- **{result.suite.name}**: {result.suite.title}.\n" for result in results)
-    differences = "".join(f"- {r.suite.name}: {d}\n" for r in results for d in r.differences)
-    known = "".join(
-        f"- {e.suite}, `{e.test}` ({', '.join(sorted(e.ways))}): {e.reason}.\n"
-        for r in results
-        for e in r.known
-    )
-    if differences:
-        suites += f"\n## Differences\n\n{differences}"
+    suites = _list(f"**{row.name}**: {row.title}." for row in rows)
+    differences = _list(text for row in rows for text in row.differences)
     return _PAGE.format(
         arm=", ".join(ARM),
-        table=(header + rows).rstrip(),
-        suites=suites.rstrip(),
-        exceptions=known.rstrip() or "None.",
+        table=header + "\n".join(f"| {' | '.join(row.cells)} |" for row in rows),
+        suites=f"{suites}\n\n## Differences\n\n{differences}" if differences else suites,
+        exceptions=_list(text for row in rows for text in row.known) or "None.",
     )
+
+
+def _list(texts: Iterable[str]) -> str:
+    return "\n".join(f"- {text}" for text in texts)

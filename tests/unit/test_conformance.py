@@ -24,7 +24,7 @@ from tests.conformance.harness import (
     compare,
 )
 from tests.conformance.junit import read_junit
-from tests.conformance.report import Result, page
+from tests.conformance.report import Result, keep, kept_rows, page, row
 from tests.conformance.suites import SUITES
 
 D, P, F = Way.DIRECT, Way.PROXIED, Way.FORCED
@@ -78,7 +78,7 @@ def test_every_exception_names_a_suite_and_a_reason() -> None:
         assert D not in known.ways
 
 
-def test_the_page_shows_differences_exceptions_and_what_was_not_run() -> None:
+def test_the_page_shows_differences_exceptions_and_what_was_not_run(tmp_path: Path) -> None:
     runs = {way: {"a": PASS, "b": SKIP, ADAPTED: PASS} for way in Way}
     different = Result(_suite("different"), "1.0", runs, differences=compare({**runs, F: {"a": FAIL}}))
     known = Result(
@@ -86,7 +86,10 @@ def test_the_page_shows_differences_exceptions_and_what_was_not_run() -> None:
     )
     absent = Result(_suite("absent"), trouble="java is not installed")
     broken = Result(_suite("broken"), "1.0", trouble="it crashed", broken=True)
-    text = page([different, known, absent, broken])
+    for result in (different, known, absent, broken):
+        keep(row(result), tmp_path)
+    text = page(kept_rows(["different", "known", "absent", "never run", "broken"], tmp_path))
+    assert text.index("| different |") < text.index("| known |") < text.index("| broken |")
     assert "| different | 1.0 | 2 | 1 | 1 | 1 | 1 | 3 |" in text
     assert "- different: a: direct pass, proxied pass, forced fail" in text
     assert "| known | 1.0 | 2 | 1 | 1 | 1 | 1 | 0 (+1 known) |" in text
