@@ -88,10 +88,8 @@ def main() -> int:
             results.append(conform(suite, console))
             keep(row(results[-1]), ROWS)
     print_table(results, console)
-    rows = kept_rows(names, ROWS)
-    if len(rows) == len(names):
-        PAGE.write_text(page(rows))
-        console.print(f"written: {PAGE.relative_to(ROOT)}", highlight=False)
+    PAGE.write_text(page(kept_rows(SUITES, ROWS)))
+    _say(console, f"written: {PAGE.relative_to(ROOT)}")
     if any(result.failed for result in results):
         console.print(f"the runs' own files: {CACHE / 'runs'}", highlight=False)
         return 1

@@ -1,7 +1,7 @@
 """The table on the terminal and the page in the docs: the same facts, without dates and durations.
 
 What a suite's row says is kept below `harness.CACHE`, so that a run of one suite renews its row of the page
-and leaves the others; the page is written once every suite has a row.
+and leaves the others.
 """
 
 from __future__ import annotations
@@ -128,10 +128,16 @@ def keep(kept: Row, directory: Path) -> None:
     (directory / f"{kept.name}.json").write_text(json.dumps(asdict(kept)))
 
 
-def kept_rows(names: Sequence[str], directory: Path) -> list[Row]:
-    """Return the rows that are kept for the suites of these names, in their order."""
-    paths = (directory / f"{name}.json" for name in names)
-    return [Row(**json.loads(path.read_text())) for path in paths if path.exists()]
+def kept_rows(suites: Sequence[Suite], directory: Path) -> list[Row]:
+    """Return the rows of these suites; one that was never run on this machine says so."""
+    rows = []
+    for suite in suites:
+        path = directory / f"{suite.name}.json"
+        if path.exists():
+            rows.append(Row(**json.loads(path.read_text())))
+        else:
+            rows.append(row(Result(suite, trouble="not yet on this machine")))
+    return rows
 
 
 def page(rows: Sequence[Row]) -> str:

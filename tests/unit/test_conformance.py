@@ -88,13 +88,15 @@ def test_the_page_shows_differences_exceptions_and_what_was_not_run(tmp_path: Pa
     broken = Result(_suite("broken"), "1.0", trouble="it crashed", broken=True)
     for result in (different, known, absent, broken):
         keep(row(result), tmp_path)
-    text = page(kept_rows(["different", "known", "absent", "never run", "broken"], tmp_path))
+    suites = [_suite(name) for name in ("different", "known", "absent", "never", "broken")]
+    text = page(kept_rows(suites, tmp_path))
     assert text.index("| different |") < text.index("| known |") < text.index("| broken |")
     assert "| different | 1.0 | 2 | 1 | 1 | 1 | 1 | 3 |" in text
     assert "- different: a: direct pass, proxied pass, forced fail" in text
     assert "| known | 1.0 | 2 | 1 | 1 | 1 | 1 | 0 (+1 known) |" in text
     assert "- known, `b` (forced): because." in text
     assert "not run: java is not installed" in text
+    assert "| never |  | - | - | - | - | - | not run: not yet on this machine |" in text
     assert "broken: it crashed" in text
     assert [result.failed for result in (different, known, absent, broken)] == [True, False, False, True]
 
