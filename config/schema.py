@@ -364,10 +364,10 @@ class Learning(Section):
     )
     pattern_consolidation_interval: float = option(
         3_600.0,
-        "Time between two rounds of merging similar patterns. It has no effect yet: patterns are merged each "
-        "time a policy is derived.",
+        "Time after which patterns are merged, weighed by how often they are asked now, and pruned to "
+        "the most used, even where nothing new was measured.",
         unit="seconds",
-        downside="None so far.",
+        downside="Each round derives the policy anew, which takes about a second of the learner's time.",
         gt=0.0,
     )
     anonymize: bool = option(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from learning.upstream import Session
 from learning.values import canonical
 
-SKETCH_ROWS = 10_000
+SKETCH_ROWS, SKETCH_BYTES = 20_000, 64_000_000
 _MAX_SYSTEM_ROWS = 20_000_000  # above, reading every page once costs too much for a sketch
 
 
@@ -51,6 +51,7 @@ async def selectivity(
 async def sketch(session: Session, relation: int, column: str, rows: float) -> NDArray[np.float32] | None:
     """Return about `SKETCH_ROWS` vectors of a column, drawn uniformly: float32 [n, dimensions].
 
+    Fewer where they would take more than `SKETCH_BYTES`.
     None where the column does not hold vectors of one dimension as ``vector`` or ``halfvec``, or too few of
     them.
 
@@ -63,7 +64,8 @@ async def sketch(session: Session, relation: int, column: str, rows: float) -> N
     if not found or found[0]["type"] not in _ELEMENT:
         return None
     source = found[0]
-    percent = min(100.0, 100.0 * SKETCH_ROWS / max(rows, 1.0))
+    wanted = min(SKETCH_ROWS, SKETCH_BYTES // (4 * max(1, source["dimensions"])))  # -1: not declared
+    percent = min(100.0, 100.0 * wanted / max(rows, 1.0))
     method = "BERNOULLI" if rows < _MAX_SYSTEM_ROWS else "SYSTEM"
     query = f"SELECT {source['column']} FROM {source['table']} TABLESAMPLE {method} ({percent:.6f})"  # noqa: S608
     received: list[bytes] = []
@@ -107,8 +109,9 @@ JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.tablename
 WHERE s.schemaname = $1::text AND s.tablename = $2::text AND s.attname = $3::text AND NOT s.inherited
 """
 _COLUMN = """
-SELECT t.typname AS type, quote_ident(a.attname) AS column, quote_ident(n.nspname) || '.' ||
-quote_ident(c.relname) AS table FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+SELECT t.typname AS type, a.atttypmod AS dimensions, quote_ident(a.attname) AS column,
+quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS table
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE a.attrelid = $1::text::oid AND a.attname = $2::text
 """

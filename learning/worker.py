@@ -192,22 +192,10 @@ class Learner:
     async def _distil_loop(self) -> None:
         while True:
             for state in self._registry:
-                if self._distil_due(state, time.monotonic()):
+                if distil_due(state, time.monotonic(), self._config.learning.pattern_consolidation_interval):
                     await self._distil(state)
             await self._publish()
             await asyncio.sleep(_DISTIL_EVERY)
-
-    @staticmethod
-    def _distil_due(state: TemplateState, now: float) -> bool:
-        """Tell whether there are new labels, and the last distillation was long enough ago."""
-        if state.confirmed is None or not state.unpublished:
-            return False
-        if state.watch.urgent:
-            return True
-        if not state.labels:
-            return False
-        wait = _DISTIL_EVERY if state.unpublished >= ENOUGH_NEW else 1.0
-        return now - state.distilled_at >= max(wait, _REST * state.distil_seconds)
 
     async def _distil(self, state: TemplateState) -> None:
         confirmed, epoch = state.confirmed, state.watch.epoch
@@ -268,3 +256,21 @@ class Learner:
         self._metrics.trust(
             (s.table, Trust.OBSERVE if s.policy is None else s.policy.trust) for s in self._registry
         )
+
+
+def distil_due(state: TemplateState, now: float, consolidate_after: float) -> bool:
+    """Tell whether there are new labels and the last distillation was long enough ago.
+
+    Without new labels the traffic still changes, and with it what patterns are worth: after
+    `consolidate_after` seconds they are weighed, merged and pruned anew.
+    """
+    if state.confirmed is None:
+        return False
+    if state.unpublished and state.watch.urgent:
+        return True
+    if not state.labels:
+        return False
+    if not state.unpublished:
+        return now - state.distilled_at >= consolidate_after
+    wait = _DISTIL_EVERY if state.unpublished >= ENOUGH_NEW else 1.0
+    return now - state.distilled_at >= max(wait, _REST * state.distil_seconds)

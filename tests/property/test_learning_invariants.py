@@ -147,3 +147,34 @@ def test_banks_merge_to_the_same_in_any_order(parts: list[tuple[int, float, floa
         )
     np.testing.assert_allclose(merged[0], merged[1], rtol=1e-9)
     assert sum(row[-1] for row in merged[0]) == len(parts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), RECALL, MS), min_size=2, max_size=12), st.integers(1, 11))
+def test_banks_learned_apart_add_up_to_the_one_learned_together(
+    parts: list[tuple[int, float, float]], cut: int
+) -> None:
+    directions = np.eye(4, dtype=np.float32)
+    patterns = [
+        LearnedPattern.of(directions[i], np.array([r, 1.0]), np.array([ms, 2.0])) for i, r, ms in parts
+    ]
+
+    def sums(*banks: list[LearnedPattern]) -> dict[int, list[float]]:
+        total = ReasoningBank(4)
+        for patterns in banks:
+            own = ReasoningBank(4)
+            for pattern in patterns:
+                own.store(pattern)
+            own.consolidate()
+            for pattern in own.patterns():
+                total.store(pattern)
+        total.consolidate()
+        return {
+            int(np.argmax(p.vector_sum)): [*p.vector_sum, *p.recall_sum, *p.cost_sum, *p.cost_count, p.count]
+            for p in total.patterns()
+        }
+
+    apart, together = sums(patterns[:cut], patterns[cut:]), sums(patterns)
+    assert apart.keys() == together.keys()
+    for key, values in together.items():
+        np.testing.assert_allclose(apart[key], values, rtol=1e-9)

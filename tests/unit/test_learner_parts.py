@@ -34,6 +34,7 @@ from learning.records import (
 )
 from learning.registry import Phase, Registry, TemplateState, observe
 from learning.tablestats import unpack_vectors
+from learning.worker import distil_due
 
 INDEX = IndexInfo("i", "hnsw", "<->")
 ARMS = ladder([INDEX], filtered=False, max_k=10)
@@ -309,3 +310,14 @@ def test_registry_is_bounded_and_makes_room_only_for_idle_templates(monkeypatch:
     assert add("3", 4000.0) is not None
     assert registry.get("2") is None
     assert registry.get("1") is one
+
+
+def test_patterns_are_weighed_anew_after_their_time_even_without_new_labels() -> None:
+    state = TemplateState(TEMPLATE)
+    assert not distil_due(state, 1e9, 60.0)  # nothing is known
+    state.confirm(confirmed(), 0.0)
+    state.add_label(label(), trajectory())
+    assert distil_due(state, 10.0, 60.0)
+    state.unpublished, state.distilled_at = 0, 10.0
+    assert not distil_due(state, 69.0, 60.0)
+    assert distil_due(state, 70.0, 60.0)

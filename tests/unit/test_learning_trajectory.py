@@ -145,3 +145,24 @@ def test_excluded_queries_are_not_drawn_by_frequency() -> None:
     assert [t.timestamp for t in ring.sample(None, 5, uniform=False, exclude=known)] == [2.0]
     assert ring.sample(None, 5, uniform=False, exclude=known | {identity(trajectory(2))}) == []
     assert ring.sample(None, 0, uniform=True) == []
+
+
+def test_what_was_asked_most_is_drawn_first_even_where_the_window_forgot_how_often() -> None:
+    tracker = TrajectoryTracker(window=20)
+    often, seldom = trajectory(1).vector, trajectory(2).vector
+    for number in [1] * 50 + [2] * 19:
+        tracker.record(trajectory(number))
+    (drawn,) = tracker.sample(np.random.default_rng(0), 1, uniform=False)
+    assert drawn.vector == often
+    (other,) = tracker.sample(np.random.default_rng(0), 1, uniform=False, exclude={identity(drawn)})
+    assert other.vector == seldom
+
+
+def test_an_occurrence_is_audited_again_only_after_all_others() -> None:
+    tracker = TrajectoryTracker(window=10)
+    for number in range(10):
+        tracker.record(trajectory(number))
+    rng = np.random.default_rng(0)
+    drawn = [tracker.sample(rng, 1, uniform=True)[0].vector for _ in range(10)]
+    assert len(set(drawn)) == 10
+    assert tracker.sample(rng, 1, uniform=True)[0].vector in drawn
