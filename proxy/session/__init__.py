@@ -3,6 +3,7 @@
 frontend     the client's side, and the session as a whole
 enforcement  settings put in force for one query, and taken back
 backend      the server's side
+diagnosis    errors and notices: whom they are about
 replies      which reply belongs to whom
 injection    the bytes that set and restore settings
 will         what the client has set itself

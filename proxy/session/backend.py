@@ -18,6 +18,16 @@ from typing import Final
 
 from learning.records import Settings
 from proxy.session.adaptation import Adapter, Outcome
+from proxy.session.diagnosis import (
+    FAILED_EARLIER,
+    INTERVENTION,
+    INVALID_NAME,
+    LOGIN_REFUSED,
+    PREPARED_GONE,
+    RELAYED_CLASSES,
+    InsertedText,
+    diagnosed,
+)
 from proxy.session.injection import REFUSED
 from proxy.session.replies import ABORTED, COMPLETIONS, Mark, Purpose, Segment
 from proxy.wire import framing
@@ -31,41 +41,6 @@ _LONGEST: Final = framing.MAX_LENGTH + 1
 IDLE: Final = framing.IDLE
 OPEN: Final = framing.IN_TRANSACTION
 FAILED: Final = framing.FAILED_TRANSACTION
-
-_PREPARED_GONE: Final = frozenset({"26000", "42P05"})
-_LOGIN_REFUSED: Final = b"28"  # class "invalid authorization specification"
-_RELAYED_CLASSES: Final = (b"57", b"53", b"25", b"08", b"58", b"XX")
-"""Errors in which a server speaks of itself or of the session, not of the settings: for the client to see."""
-_INTERVENTION: Final = b"57"
-"""Class of cancellation, timeout and shutdown: meant for whatever the client is doing."""
-_FAILED_EARLIER: Final = b"25P02"
-_INVALID_NAME: Final = b"42602"
-"""Of the warning with which a library that is being loaded drops a setting that it does not know."""
-
-
-class InsertedText:
-    """Where text was inserted into a Query: start and length in characters of the text sent, in order.
-
-    The server gives some positions in another text (a type's name that a function reads), without saying so.
-    One that would lie in inserted text is certainly of that kind and stays; others cannot be told apart.
-    """
-
-    __slots__ = ("insertions", "segment")
-
-    def __init__(self, segment: int, insertions: tuple[tuple[int, int], ...]) -> None:
-        self.segment = segment
-        self.insertions = insertions
-
-    def original(self, position: int) -> int:
-        """Turn a 1-based character position in the text sent into one in the client's own text."""
-        inserted = 0
-        for start, length in self.insertions:
-            if position <= start:
-                break
-            if position <= start + length:
-                return position
-            inserted += length
-        return position - inserted
 
 
 class BackendStream:
@@ -391,7 +366,7 @@ class BackendStream:
         """
         cover = self._cover
         if cover is not None and cover.is_trial and cover.bound is not None:
-            fields = _fields(message)
+            fields = diagnosed(message)
             if fields.code == REFUSED:
                 sqlstate, _, text = (fields.message or b"").decode(errors="replace").partition(" ")
                 self.adapter.switch_off(cover.bound, sqlstate, text)
@@ -402,19 +377,19 @@ class BackendStream:
             and (cover.follows_own or self._replied > cover.first)
             and not self._text_is_inserted()
         ):
-            return (_fields(message).code or b"")[:2] == _INTERVENTION
-        if self._injected_last and self._drops_a_setting(_fields(message)):
+            return (diagnosed(message).code or b"")[:2] == INTERVENTION
+        if self._injected_last and self._drops_a_setting(diagnosed(message)):
             return False
         return self._with_original_position(message)
 
     def _drops_a_setting(self, fields: ErrorResponse | NoticeResponse) -> bool:
         """Tell whether a notice says that a setting of ours is unknown, and switch its template off."""
         text = (fields.message or b"").decode(errors="replace")
-        if fields.code != _INVALID_NAME or not any(name in text for name, _ in self._injected_last):
+        if fields.code != INVALID_NAME or not any(name in text for name, _ in self._injected_last):
             return False
         for mark in self._marks:
             if mark.bound is not None:
-                self.adapter.switch_off(mark.bound, _INVALID_NAME.decode(), text)
+                self.adapter.switch_off(mark.bound, INVALID_NAME.decode(), text)
                 break
         return True
 
@@ -423,12 +398,12 @@ class BackendStream:
 
     def _error(self, message: bytes) -> bytes | bool:
         """ErrorResponse: nothing more is completed in this segment."""
-        fields = _fields(message)
+        fields = diagnosed(message)
         code = fields.code or b""
         self.copy_in = False
         if fields.is_fatal:
             self.fatal = True
-            if not self.started and code[:2] == _LOGIN_REFUSED:
+            if not self.started and code[:2] == LOGIN_REFUSED:
                 self.adapter.counters.logins_failed["server"] += 1
         cover = self._cover
         self._drop_marks(code.decode(errors="replace"))
@@ -438,14 +413,14 @@ class BackendStream:
         if self._pending and self._pending[0] is Segment.OWN:
             # The client's next statement finds the failed transaction by itself; but a cancellation was
             # meant for that statement, and is then its answer.
-            if code[:2] == _INTERVENTION:
+            if code[:2] == INTERVENTION:
                 self._owed_error = message
             return False
-        if self._owed_error and code == _FAILED_EARLIER:
+        if self._owed_error and code == FAILED_EARLIER:
             owed, self._owed_error = self._owed_error, b""
             return owed
         own = cover is not None and cover.purpose is not Purpose.WATCH
-        if cover is not None and own and code[:2] not in _RELAYED_CLASSES:
+        if cover is not None and own and code[:2] not in RELAYED_CLASSES:
             self._injection_failed(cover, code.decode(), (fields.message or b"").decode(errors="replace"))
             if self._retry(cover):
                 if cover.replay is not None:
@@ -454,7 +429,7 @@ class BackendStream:
         return self._with_original_position(message)
 
     def _injection_failed(self, mark: Mark, sqlstate: str, text: str) -> None:
-        if sqlstate in _PREPARED_GONE:
+        if sqlstate in PREPARED_GONE:
             self._prepared.clear()  # somebody dropped them behind our back; the next use prepares again
         elif mark.bound is not None:
             self.adapter.switch_off(mark.bound, sqlstate, text)
@@ -477,7 +452,7 @@ class BackendStream:
         """Undo the shift of an error position by text that the proxy inserted; counted in characters."""
         if not self._text_is_inserted():
             return True
-        fields = _fields(message)
+        fields = diagnosed(message)
         if fields.position is None:
             return True
         return fields.with_position(self._inserted[0].original(fields.position)).encode()
@@ -486,15 +461,6 @@ class BackendStream:
     def at_boundary(self) -> bool:
         """True where the proxy may speak to the client: the server is known not to be within a message."""
         return not self._server_skip and not self._raw
-
-
-def _fields(message: bytes) -> ErrorResponse | NoticeResponse:
-    """Return what an ErrorResponse or NoticeResponse says; nothing where it cannot be read."""
-    kind = ErrorResponse if message[0] == framing.ERROR_RESPONSE else NoticeResponse
-    try:
-        return kind.decode(message[5:])
-    except ProtocolViolation:
-        return kind(())
 
 
 def _backend_pid(data: bytes, position: int, end: int) -> int | None:

@@ -32,7 +32,8 @@ from typing import Final
 from learning.records import Settings
 from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
-from proxy.session.backend import FAILED, IDLE, OPEN, BackendStream, InsertedText
+from proxy.session.backend import FAILED, IDLE, OPEN, BackendStream
+from proxy.session.diagnosis import InsertedText
 from proxy.session.replies import Mark, Purpose, Segment
 from proxy.session.will import ClientWill
 from proxy.sql import Statement, VectorQuery

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.session.backend import InsertedText
+from proxy.session.diagnosis import InsertedText
 
 #                         0         1         2         3
 #                         0123456789012345678901234567890123456789
