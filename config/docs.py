@@ -30,6 +30,7 @@ EXAMPLES = {
     "upstream.sslcert": "proxy.crt",
     "upstream.sslkey": "proxy.key",
     "learner.dsn": "postgresql://user:password@127.0.0.1:5432/database",
+    "learner.replica_dsn": "postgresql://user:password@replica:5432/app",
     "auth.users_file": "users.txt",
     "auth.query_dsn": "postgresql://lookup:password@127.0.0.1:5432/postgres",
 }

@@ -257,6 +257,15 @@ class Learner(Section):
             "out of the file."
         ),
     )
+    replica_dsn: Dsn | None = option(
+        None,
+        "Connection URI of a streaming replica on which queries are measured instead; while it cannot be "
+        "reached, the server of learner.dsn is used. The database in it is replaced by the one measured.",
+        downside=(
+            "Costs are those of the replica's machine: it should be like the primary's. What it has not "
+            "replayed yet is not seen."
+        ),
+    )
     budget: float = option(
         0.02,
         "Share of the time of one database connection that measuring may use, in the long run.",
@@ -271,7 +280,7 @@ class Learner(Section):
     starting_credit: float = option(
         60.0,
         "Database time that may be spent at once after a start, before the budget limits it, so that a new"
-        " table is tuned in minutes.",
+        " table is tuned in minutes. Half of it is granted again when a table or its index changes.",
         unit="seconds",
         downside=(
             "One more busy connection for about that long after the first queries; 0 makes the first "

@@ -39,7 +39,7 @@ from learning.registry import Phase, Registry, TemplateState
 from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, LabelPlan, draw, neediest
 from learning.store import Store, StoredTemplate
 from learning.tablestats import sketch
-from learning.upstream import UnavailableError, Upstream
+from learning.upstream import Session, UnavailableError, Upstream
 from learning.verdict import Expectation, VerdictEngine
 from learning.watch import URGENT, Holding
 
@@ -88,6 +88,13 @@ class Measuring:
         self._upstream = Upstream(
             config.learner.dsn.get_secret_value(), connect_timeout=config.limits.connect_timeout
         )
+        replica = config.learner.replica_dsn
+        self._replica = (
+            Upstream(replica.get_secret_value(), connect_timeout=config.limits.connect_timeout)
+            if replica is not None
+            else None
+        )
+        self._used = self._upstream  # by the work under way
         self._bucket = TokenBucket(config.learner.budget, config.learner.starting_credit, time.monotonic())
         self._pace = Pace(os.cpu_count() or 1)
         self._rng = np.random.default_rng()
@@ -127,6 +134,8 @@ class Measuring:
     async def close(self) -> None:
         """Close the side connections."""
         await self._upstream.close()
+        if self._replica is not None:
+            await self._replica.close()
 
     async def switch_off(self, state: TemplateState, table: str) -> None:
         """The configuration wants nothing of this table: nothing about it stays, in memory or on the disk."""
@@ -161,6 +170,7 @@ class Measuring:
         for suspicious in self._registry:
             if suspicious.suspicious:
                 suspicious.suspicious = False
+                log.info("%s: the queries have become others; auditing the latest", suspicious.table)
                 self._bucket.grant(URGENT * suspicious.label_seconds, now)
         if self._bucket.wait(now) > 0:
             return None
@@ -183,16 +193,17 @@ class Measuring:
     async def _guarded(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
         """Do something on the server for one template, and deal with trouble.  False: not possible now."""
         database = state.template.database
+        self._used = self._upstream
         try:
             await work(state)
         except UnavailableError:
             state.recheck_at = max(state.recheck_at, time.monotonic() + 0.5)
             return False
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, BindingError) as error:
-            if not isinstance(error, BindingError) and self._upstream.is_lost(database, error):
-                await self._upstream.lost(database, error)
+            if not isinstance(error, BindingError) and self._used.is_lost(database, error):
+                await self._used.lost(database, error)
                 return False
-            self._upstream.forget_statements(database, state.template.key)
+            self._used.forget_statements(database, state.template.key)
             if isinstance(error, asyncpg.LockNotAvailableError) and state.confirmed is not None:
                 state.recheck_at = max(state.recheck_at, time.monotonic() + 1.0)
                 return False  # somebody alters the table; what is known of it stays
@@ -203,6 +214,16 @@ class Measuring:
             )
             state.leave_alone("the learner failed; see its log", state.table, time.monotonic())
         return True
+
+    async def _measuring_session(self, database: str) -> Session:
+        """Return a session for exact searches: on the replica, where there is one that can be reached."""
+        if self._replica is not None:
+            self._used = self._replica
+            try:
+                return await self._replica.session(database)
+            except UnavailableError:
+                self._used = self._upstream
+        return await self._upstream.session(database)
 
     def _failed(self, state: TemplateState, words: str) -> None:
         state.failures += 1
@@ -368,7 +389,7 @@ class Measuring:
         assert state.confirmed is not None
         confirmed = state.confirmed
         state.sketched_rows = confirmed.facts.rows  # whatever comes of it, once is enough
-        session = await self._upstream.session(state.template.database)
+        session = await self._measuring_session(state.template.database)
         started = time.perf_counter()
         async with snapshot(session, ()):
             vectors = await sketch(session, confirmed.relation, state.template.column, confirmed.facts.rows)
@@ -482,7 +503,7 @@ class Measuring:
         assert state.confirmed is not None
         assert state.tracker is not None
         confirmed = state.confirmed
-        session = await self._upstream.session(state.template.database)
+        session = await self._measuring_session(state.template.database)
         served = self._served(trajectory, confirmed.arms)
         started = time.perf_counter()
         try:

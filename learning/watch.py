@@ -11,8 +11,9 @@ Rules
 - Nothing is expected of a template that runs as it came.
 - Where no arm keeps the target, the recall that the policy expects is what the audits are compared with:
   an alarm that cannot be answered is noise.
-- A moved mix of queries is no alarm.  It buys `URGENT` audits; if they find nothing wrong, the new mix is
-  the usual one from then on.
+- A moved mix of queries is no alarm.  It buys `URGENT` audits; if their mean keeps what is expected, the new
+  mix is the usual one from then on.  If not, learning begins anew even where a CUSUM would wait: the labels
+  are about other queries anyway.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Watch:
         self.epoch = 0  # changes so far
         self.urgent = False  # a policy that has to go out at once
         self.audits_due = 0  # bought by a suspicion
+        self._suspected_at = 0.0  # when the first query of another kind may have come
+        self._surplus: list[float] = []  # recall above what was expected, of those audits
         self._in_force_from = 0  # policy version
         self._cusum = Cusum()
         self._mix = MixWatch()
@@ -59,6 +62,8 @@ class Watch:
         if not shifted or self.audits_due or self.holding is not None:
             return False
         self.audits_due = URGENT
+        self._suspected_at = trajectory.timestamp
+        self._surplus.clear()
         return True
 
     def looked(self, world: World, at: float) -> Change | None:
@@ -76,18 +81,38 @@ class Watch:
         suspected = self.audits_due > 0
         if suspected:
             self.audits_due -= 1
-            if not self.audits_due:
-                self._mix.reset()
+        change = self._judged(label, trajectory, policy, target, suspected=suspected)
+        if suspected and not self.audits_due:
+            self._mix.reset()
+            self._surplus.clear()
+        return change
+
+    def _judged(
+        self,
+        label: Label,
+        trajectory: Trajectory,
+        policy: TemplatePolicy | None,
+        target: float,
+        *,
+        suspected: bool,
+    ) -> Change | None:
         served = label.results.get(trajectory.arm)
         if policy is None or served is None or trajectory.policy_version < self._in_force_from:
             return None
         expected = expected_recall(policy, label.context, trajectory, target)
-        if expected is None or not self._cusum.add(served.recall, expected, trajectory.timestamp):
+        if expected is None:
+            return None
+        alarm = self._cusum.add(served.recall, expected, trajectory.timestamp)
+        if suspected:
+            self._surplus.append(served.recall - expected)
+            enough = not self.audits_due and len(self._surplus) >= URGENT // 2
+            alarm = alarm or (enough and sum(self._surplus) < 0.0)
+        if not alarm:
             return None
         since = self._cusum.since if self._cusum.since is not None else trajectory.timestamp
         words = f"audited recall fell below {expected:.3g}"
         if suspected:
-            return Change(Kind.MIX, f"other queries are asked, and {words}", since)
+            return Change(Kind.MIX, f"other queries are asked, and {words}", self._suspected_at)
         return Change(Kind.RECALL, words, since)
 
     def published(self, version: int) -> None:
@@ -102,6 +127,7 @@ class Watch:
         self.epoch += 1
         self.urgent = True
         self.audits_due = 0
+        self._surplus.clear()
         self._cusum.reset()
         self._mix.reset()
 

@@ -48,7 +48,7 @@ def test_explain_answers_from_the_store(
         found = template(UNFILTERED, database)
         async with learner(configuration(postgres, tmp_path), socket_path) as worker:
             await worker.announce(found, [query(found, vector) for vector in QUERIES])
-            await worker.policy(found)
+            await worker.policy(found, timeout=90.0)
             await asyncio.sleep(1.5)
             await asyncio.to_thread(while_it_runs)
 

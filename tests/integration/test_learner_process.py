@@ -448,3 +448,54 @@ async def _restart_scenario(
                 await worker.announce(found, [query(found, vector) for vector in QUERIES[80:120]])
                 await asyncio.sleep(0.3)
         assert worker.snapshots[-1].templates[found.key].trust is before.trust
+
+
+def test_queries_are_measured_on_the_replica(
+    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
+) -> None:
+    """The same server under another role stands for the replica: what counts is who asks."""
+    create_items(postgres.dsn(database), rows=1000)
+    role = f"replica_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        connection.execute(f"GRANT SELECT ON items TO {role}")
+    replica = postgres.uri().replace("postgresql://postgres@", f"postgresql://{role}@")
+    assert role in replica
+    config = configuration(postgres, state, learner={"dsn": postgres.uri(), "replica_dsn": replica})
+
+    async def scenario() -> None:
+        found = template(UNFILTERED, database)
+        async with learner(config, socket_path) as worker:
+            await worker.announce(found, [query(found, vector) for vector in QUERIES])
+            await worker.policy(found, timeout=90.0)
+            with psycopg.connect(postgres.dsn(database)) as connection:
+                asked = connection.execute(
+                    "SELECT bool_or(query LIKE '%embedding <->%') FROM pg_stat_activity "
+                    "WHERE usename = %s AND datname = %s",
+                    (role, database),
+                ).fetchone()
+        assert asked is not None
+        assert asked[0] is not None  # it has a session, which only measuring opens
+
+    try:
+        run(scenario())
+    finally:
+        with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+
+
+def test_without_its_replica_the_learner_measures_on_the_primary(
+    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
+) -> None:
+    create_items(postgres.dsn(database), rows=1000)
+    nowhere = "postgresql://postgres@127.0.0.1:1/app"
+    config = configuration(postgres, state, learner={"dsn": postgres.uri(), "replica_dsn": nowhere})
+
+    async def scenario() -> None:
+        found = template(UNFILTERED, database)
+        async with learner(config, socket_path) as worker:
+            await worker.announce(found, [query(found, vector) for vector in QUERIES])
+            await worker.policy(found, timeout=90.0)
+
+    run(scenario())

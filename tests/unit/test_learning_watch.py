@@ -91,6 +91,17 @@ def test_alarm_under_suspicion_is_a_changed_mix() -> None:
     assert next(change for change in changes if change is not None).kind is Kind.MIX
 
 
+def test_recall_a_little_below_is_enough_where_other_queries_are_asked() -> None:
+    def judged(recalls: list[float]) -> list[Kind]:
+        watch = Watch()
+        watch.audits_due = len(recalls)
+        found = [watch.audited(label(recall), asked(), POLICY, 0.98) for recall in recalls]
+        return [change.kind for change in found if change is not None]
+
+    assert judged([1.0, 1.0, 0.9] * 10) == [Kind.MIX]  # 0.967: a CUSUM alone would take a hundred audits
+    assert judged([1.0] * 27 + [0.9] * 3) == []
+
+
 def test_catalogs_are_compared_with_what_they_said_when_learning_began() -> None:
     watch = Watch()
     assert watch.looked(World((), 1000.0), 1.0) is None
