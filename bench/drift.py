@@ -215,8 +215,9 @@ def draw(run: Run, recall: NDArray[np.float64], direct: NDArray[np.float64], pat
         for event in run.events:
             for axes in (above, below):
                 axes.axvspan(event.began, max(event.over, event.began + 8), color="#e9a13b", alpha=0.35)
-            above.annotate(event.name, (event.over, above.get_ylim()[0]), fontsize=9, rotation=0)
-        above.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
+            height = above.get_ylim()[0] + 0.012 * (1 + run.events.index(event))
+            above.annotate(event.name + " ", (event.began, height), fontsize=9, ha="right")
+        above.legend(loc="lower left", bbox_to_anchor=(0, 0.15))
         figure.suptitle(f"Recall while the world changes: {len(run.asked):,} queries", x=0.01, ha="left")
         figure.savefig(path)
 

@@ -13,6 +13,8 @@ Pure (no input, no output, no clock, seeded), in the order in which evidence bec
     schedule        what to measure next                             budget      and how much of it
     audit           recall of what was really served                 policy      when to distil and publish
     advice          what a person could change                       drift       what has changed since
+    watch           one template under watch                         feedback    what users say, as a target
+    explain         why a query gets what it gets
 
 In touch with the world:
 
@@ -20,6 +22,7 @@ In touch with the world:
     upstream        side connections to the database                 inventory   indexes, confirmed by EXPLAIN
     plans           reading EXPLAIN                                   tablestats  value shares, row samples
     binding         any argument as a parameter                      probe       one query measured
+    ratings         a user's rating, taken to the server
     measuring       one measurement after another                    registry    what is known of templates
     store           SQLite                                            metrics     for Prometheus
     worker          the learner's process

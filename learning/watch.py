@@ -18,6 +18,8 @@ Rules
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +30,7 @@ from learning.records import Label, TemplatePolicy, Trajectory, Trust
 
 URGENT = 30
 """Audits that a suspicion buys: enough to notice a recall of 0.95 nine times in ten."""
+_LEAST = 10  # audits before they may decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,7 @@ class Watch:
         alarm = self._cusum.add(served.recall, expected, trajectory.timestamp)
         if suspected:
             self._surplus.append(served.recall - expected)
-            enough = not self.audits_due and len(self._surplus) >= URGENT // 2
-            alarm = alarm or (enough and sum(self._surplus) < 0.0)
+            alarm = alarm or self._falls_short()
         if not alarm:
             return None
         since = self._cusum.since if self._cusum.since is not None else trajectory.timestamp
@@ -114,6 +116,16 @@ class Watch:
         if suspected:
             return Change(Kind.MIX, f"other queries are asked, and {words}", self._suspected_at)
         return Change(Kind.RECALL, words, since)
+
+    def _falls_short(self) -> bool:
+        """Tell whether the audits under suspicion are below what was expected: surely, or all in all."""
+        count = len(self._surplus)
+        if count < _LEAST:
+            return False
+        mean = statistics.fmean(self._surplus)
+        if not self.audits_due:
+            return mean < 0.0
+        return mean + statistics.stdev(self._surplus) / math.sqrt(count) < 0.0
 
     def published(self, version: int) -> None:
         """Other arms are in force from this version on."""
