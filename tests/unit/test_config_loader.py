@@ -42,6 +42,7 @@ OTHER_VALUES: dict[str, str] = {
     "upstream.sslnegotiation": "direct",
     "workers.count": "3",
     "learner.dsn": "postgresql://me:pw@h/d",
+    "learner.replica_dsn": "postgresql://me:pw@replica/d",
     "learner.budget": "0.5",
     "learner.starting_credit": "5",
     "store.kind": "sqlite",
