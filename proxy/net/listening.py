@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -63,6 +64,9 @@ class UnixListener:
 
 
 def _refuse_live(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):  # connecting to it would look like nobody accepts
+            raise OSError(errno.ENOTSOCK, "there is a file of that name that is no socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -70,8 +74,6 @@ def _refuse_live(path: Path) -> None:
         except OSError as error:
             if error.errno in _NOBODY:
                 return
-            if error.errno == errno.ENOTSOCK:
-                raise OSError(errno.ENOTSOCK, "there is a file of that name that is no socket") from None
             raise SocketInUseError(errno.EADDRINUSE, f"it is in use ({error.strerror or error})") from None
     raise SocketInUseError(errno.EADDRINUSE, "another server accepts connections there")
 

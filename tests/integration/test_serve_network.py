@@ -153,29 +153,6 @@ def start_and_fail(tmp_path: Path, served: Served, directory: Path) -> tuple[int
     return done.returncode, done.stderr
 
 
-def test_what_a_crash_left_behind_is_replaced(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    directory = Path(served_directory())
-    more = f'[listen]\nunix_socket = "{directory}"\n'
-    try:
-        with serving(tmp_path, tcp(postgres), more) as served:
-            stale = directory / f".s.PGSQL.{served.port}"
-            # The proxy binds it within its first second; a stale one is put there before that.
-            served.process.send_signal(signal.SIGSTOP)
-            if not stale.exists():
-                with socket.socket(socket.AF_UNIX) as dead:
-                    dead.bind(str(stale))
-                stale.with_name(f"{stale.name}.lock").write_text("999999\n")
-            served.process.send_signal(signal.SIGCONT)
-            served.wait_ready()
-            with psycopg.connect(
-                host=str(directory), port=served.port, user="postgres", dbname="postgres"
-            ) as connection:
-                assert connection.execute("SELECT 1").fetchone() == (1,)
-        assert list(directory.iterdir()) == []
-    finally:
-        shutil.rmtree(directory)
-
-
 @pytest.mark.parametrize("protocol", ["3.0", "3.2"])
 def test_cancel_reaches_the_right_session_whichever_worker_gets_it(
     postgres: EmbeddedPostgres, tmp_path: Path, protocol: str
