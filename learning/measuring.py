@@ -154,7 +154,14 @@ class Measuring:
             if rest is None:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._work.wait(), _IDLE)
-            await asyncio.sleep(rest or 0.0)
+            await self._rest(rest or 0.0)
+
+    async def _rest(self, seconds: float) -> None:
+        """Rest, on a busy server for many seconds; a suspicion ends it."""
+        until = time.monotonic() + seconds
+        await asyncio.sleep(min(seconds, _IDLE))
+        while (left := until - time.monotonic()) > 0.0 and self._suspect() is None:  # noqa: ASYNC110
+            await asyncio.sleep(min(left, _IDLE))
 
     async def _step(self) -> float | None:
         """Do one piece of work and return the seconds to rest; None: there was nothing to do."""
