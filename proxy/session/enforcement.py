@@ -178,7 +178,7 @@ class Enforcer(BackendStream):
         self, text: bytes, statement: Statement, query: VectorQuery, settings: Settings, bound: BoundQuery
     ) -> bytes | None:
         """Return the text with `settings` in force for its vector query; None where it stays as it is."""
-        before = query.completions_before or 0
+        before = self._sent + (query.completions_before or 0)
         segment = self._segment_out
         if not settings or settings == self._in_force:
             if query.completions_before is not None:

@@ -328,7 +328,7 @@ class Session(Enforcer):
             statement = _OVERSIZE
         else:
             statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
-        mixed = self._leave_mixed_segment() if self._sent else b""
+        mixed = b"" if self._may_query() else self._leave_mixed_segment()
         if statement.reason is not None:
             counters.left_alone[statement.reason] += 1
         query = statement.vector
@@ -368,9 +368,18 @@ class Session(Enforcer):
         return restored + injection.query_message(replacement)
 
     def _function_call(self) -> bytes | None:
-        inserted = self._leave_mixed_segment() if self._sent else self._restore_in_own_segment()
+        inserted = self._restore_in_own_segment() if self._may_query() else self._leave_mixed_segment()
         self._end_segment(Segment.FUNCTION_CALL)
         return inserted or None
+
+    def _may_query(self) -> bool:
+        """Tell whether a Query or FunctionCall can be counted behind what the segment holds already.
+
+        asyncpg prepares with Parse, Describe and Flush, and then says BEGIN in a Query: once everything is
+        answered nothing of it can fail any more, and counting goes on behind it.
+        """
+        answered = self._segment_in == self._segment_out and self._replied == self._sent
+        return not self._sent or (answered and not self._engaged)
 
     def _leave_mixed_segment(self) -> bytes:
         """A Query or FunctionCall stands behind unsynced messages: take back what is in force, for good.

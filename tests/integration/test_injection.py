@@ -59,6 +59,26 @@ class TestAutocommit:
             assert [client.receive()[0] for _ in range(3)] == ["1", "t", "T"]
         pair.adapted(B, E, SYNC)
 
+    @pytest.mark.parametrize("then", ["BEGIN", LITERAL])
+    def test_prepared_with_flush_and_then_a_simple_query(self, pair: Pair, then: str) -> None:
+        """asyncpg's ``prepare``, then its ``transaction``: a Query behind unsynced, answered messages."""
+        for client in (pair.direct, pair.proxied):
+            client.send(parse(SQL, "s"), describe("S", "s"), FLUSH)
+            assert [client.receive()[0] for _ in range(3)] == ["1", "t", "T"]
+        if then == LITERAL:
+            pair.adapted(query(then))
+            pair.same(query("BEGIN"))
+        else:
+            pair.same(query(then))
+        pair.adapted(bind(VECTOR.encode(), name="s"), E, SYNC)
+        assert pair.setting() == b"40"
+        pair.adapted(bind(VECTOR.encode(), name="s"), E, SYNC)
+        for client in (pair.direct, pair.proxied):
+            client.send(parse("SELECT 1"), FLUSH)
+            assert client.receive()[0] == "1"
+        assert pair.setting() == b"40"  # restored, although something was not synced
+        pair.same(query("COMMIT"))
+
     def test_several_queries_in_one_segment(self, pair: Pair) -> None:
         show = (parse("SHOW hnsw.ef_search"), B_EMPTY, E)
         direct, proxied = pair.both(P, B, E, *show, P, B, E, *show, SYNC)
