@@ -117,7 +117,7 @@ dump = Suite(
     title="pg_dump, pg_dumpall and pg_restore of a database with vectors, in every format",
     prepare=_version,
     run=_run_dump,
-    adapted_at_least=50,
+    adapted_at_least=20,
 )
 
 
