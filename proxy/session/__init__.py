@@ -5,6 +5,7 @@ enforcement  settings put in force for one query, and taken back
 backend      the server's side
 diagnosis    errors and notices: whom they are about
 replies      which reply belongs to whom
+journal      what was noted when it was sent, and may have to be taken back
 injection    the bytes that set and restore settings
 will         what the client has set itself
 adaptation   from a recognised query to the settings that it gets

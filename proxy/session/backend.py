@@ -29,6 +29,7 @@ from proxy.session.diagnosis import (
     diagnosed,
 )
 from proxy.session.injection import REFUSED
+from proxy.session.journal import Journal
 from proxy.session.replies import ABORTED, COMPLETIONS, Mark, Purpose, Segment
 from proxy.wire import framing
 from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
@@ -56,6 +57,7 @@ class BackendStream:
         "_in_force_segment",
         "_injected_last",
         "_inserted",
+        "_journal",
         "_marks",
         "_owed_error",
         "_pending",
@@ -105,6 +107,7 @@ class BackendStream:
         self._in_force: Settings = ()
         self._in_force_segment = -1
         self._injected_last: Settings = ()
+        self._journal = Journal()
         self._recover: Mark | None = None  # the injection that failed in the current segment
         self._refusal = b""  # the server's answer to it
         self._owed_error = b""  # hit a segment of the proxy's own, but was meant for the client
@@ -279,6 +282,8 @@ class BackendStream:
             self._pending.popleft()
         if self._copying and self._nothing_sent_behind(segment):
             self._copying = self._copy_ended_early = False
+        if self._journal:
+            self._journal.over(segment)
         self._segment_in = segment + 1
         self._replied = 0
         self._status = status
@@ -407,6 +412,8 @@ class BackendStream:
                 self.adapter.counters.logins_failed["server"] += 1
         cover = self._cover
         self._drop_marks(code.decode(errors="replace"))
+        if self._journal:
+            self._journal.failed(self._segment_in, self._replied)
         self._replied = ABORTED
         if fields.is_fatal:
             return True

@@ -22,7 +22,7 @@ from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
 from proxy.session.backend import IDLE, OPEN
 from proxy.session.enforcement import UNKNOWN, Enforcer
-from proxy.session.replies import Segment
+from proxy.session.replies import ABORTED, Segment
 from proxy.sql import Scope, Statement, TransactionVerb
 from proxy.wire import framing
 from proxy.wire.errors import ProtocolViolation, Sender
@@ -193,6 +193,7 @@ class Session(Enforcer):
     def client_ended(self) -> bytes:
         """Return what has been kept of the client's bytes: no more will come."""
         rest, self._client_tail = self._client_tail, b""
+        self.keeps_bind = False
         return rest
 
     # -- state -------------------------------------------------------------------------------------
@@ -226,15 +227,35 @@ class Session(Enforcer):
                 return None  # the server will say what is wrong
             statement = self.adapter.recognise(data[name_end + 1 : sql_end], self._current_scope())
         if is_plain(statement):
-            self._statements.pop(name, None)
-            return self._restore()
+            restored = self._restore()
+            self._know(name, None)
+            return restored
         if statement.reason is not None:
             self.adapter.counters.left_alone[statement.reason] += 1
         if len(self._statements) >= _MAX_NAMES:
             self._give_up("too many prepared statements")
         else:
-            self._statements[name] = statement
+            self._know(name, statement)
         return None
+
+    def _know(self, name: bytes, statement: Statement | None) -> None:
+        """Note what a name stands for from this message on; None: nothing of interest."""
+        before = self._statements.get(name)
+        if before is statement or self._is_skipped:
+            return
+
+        def undo() -> None:
+            if self._statements.get(name) is statement:
+                self._set_known(name, before)
+
+        self._journal.note(self._segment_out, self._sent, undo)
+        self._set_known(name, statement)
+
+    def _set_known(self, name: bytes, statement: Statement | None) -> None:
+        if statement is None:
+            self._statements.pop(name, None)
+        else:
+            self._statements[name] = statement
 
     def _describe(self, data: bytes, position: int, end: int) -> bytes | None:
         """Restore before something that may fail: in a failed transaction it could no longer be done."""
@@ -297,7 +318,7 @@ class Session(Enforcer):
             return  # the server says what is wrong with it
         name = data[position + 6 : end - 1]
         if data[position + 5] == 0x53:  # 'S'
-            self._statements.pop(name, None)
+            self._know(name, None)
         else:
             self._portals.pop(name, None)
 
@@ -396,7 +417,12 @@ class Session(Enforcer):
 
     def _take_note(self, statement: Statement) -> None:
         """Note what a statement does to the transaction, to settings and to prepared statements."""
-        self._will.note(statement, in_transaction=self._state() != IDLE)
+        if self._is_skipped:
+            return
+        dropped = self._will.note(statement, in_transaction=self._state() != IDLE)
+        if dropped:
+            # Whichever message of the segment fails: it rolls the RESET back.
+            self._journal.note(self._segment_out, ABORTED, lambda: self._will.claim_again(dropped))
         if statement.controls_transaction:
             self._control_segment = self._segment_out
         if statement.transaction in _ENDS_SCOPE:
@@ -407,6 +433,11 @@ class Session(Enforcer):
             self._forget_prepared()
             kept = {name: known for name, known in self._statements.items() if known.controls_transaction}
             self._statements = kept
+
+    @property
+    def _is_skipped(self) -> bool:
+        """Whether the server has failed in this segment already, and skips what is sent now."""
+        return self._segment_in == self._segment_out and self._replied >= ABORTED
 
     def _current_scope(self) -> Scope:
         if self.search_path is not None and self.search_path != self._scope.search_path:

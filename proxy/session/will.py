@@ -30,10 +30,16 @@ class ClientWill:
         self._local: set[str] = set()  # until the transaction ends
         self.changes_names = not _NAMES.isdisjoint(self._session)
 
-    def note(self, statement: Statement, *, in_transaction: bool) -> None:
-        """Note what a statement sets and resets; `in_transaction`: whether it may still be rolled back."""
+    def note(self, statement: Statement, *, in_transaction: bool) -> frozenset[str]:
+        """Note what a statement sets and resets; return the names that are the client's own no longer.
+
+        `in_transaction`: whether it may still be rolled back; then nothing is taken for reset.
+        """
+        dropped: frozenset[str] = frozenset()
         if statement.resets and not in_transaction:
-            self._session = set() if _ANY in statement.resets else self._session - statement.resets
+            before = self._session
+            self._session = set() if _ANY in statement.resets else before - statement.resets
+            dropped = frozenset(before - self._session)
             self.changes_names = not _NAMES.isdisjoint(self._session)
         if statement.touches:
             self._local |= statement.touches & statement.local
@@ -42,6 +48,12 @@ class ClientWill:
                 self._session = {_ANY}
             if not _NAMES.isdisjoint(statement.touches):
                 self.changes_names = True
+        return dropped
+
+    def claim_again(self, names: frozenset[str]) -> None:
+        """Take back that `names` were reset."""
+        self._session |= names
+        self.changes_names = self.changes_names or not _NAMES.isdisjoint(names)
 
     def transaction_ended(self) -> None:
         """Forget what was set for a transaction only."""

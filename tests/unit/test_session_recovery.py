@@ -185,6 +185,45 @@ class TestFirstTry:
         assert session.from_client(query(text)) == query(text)
 
 
+class TestWhatTheServerSkipped:
+    """After an error nothing of the segment happens any more, and what was noted of it must go."""
+
+    def test_a_name_stands_for_what_it_stood_for(self, session: Session) -> None:
+        session.from_client(parse("ROLLBACK TO a") + execute("none") + P + SYNC)
+        session.from_server(PARSED + error("34000") + IDLE)
+        assert session.from_client(bind() + E + SYNC) == bind() + E + SYNC
+
+    def test_also_where_the_error_is_known_already(self, session: Session) -> None:
+        session.from_client(parse("SELECT 1") + execute("none") + FLUSH)
+        session.from_server(PARSED + error("34000"))
+        session.from_client(P + SYNC)
+        session.from_server(IDLE)
+        assert session.from_client(bind() + E + SYNC) == bind() + E + SYNC
+
+    def test_what_came_before_the_error_stays(self, session: Session) -> None:
+        session.from_client(P + execute("none") + parse("SELECT 1") + SYNC)
+        session.from_server(PARSED + error("34000") + IDLE)
+        assert tags_of(session.from_client(B + E + SYNC)) == "CPBECBES"
+
+    @pytest.mark.parametrize("error_in", ["RESET", "another statement"])
+    def test_a_reset_that_was_rolled_back(self, session: Session, error_in: str) -> None:
+        session.from_client(query("SET hnsw.ef_search = 55"))
+        session.from_server(message("C", b"SET\0") + IDLE)
+        text = "RESET hnsw.ef_search" if error_in == "RESET" else "RESET hnsw.ef_search; SELECT 1/0"
+        session.from_client(query(text))
+        session.from_server(error("22012") + IDLE)
+        assert session.from_client(P + B + E + SYNC) == P + B + E + SYNC  # the client's own setting wins
+
+    def test_a_reset_that_was_not(self, session: Session) -> None:
+        session.from_client(query("SET hnsw.ef_search = 55"))
+        session.from_server(message("C", b"SET\0") + IDLE)
+        session.from_client(query("RESET hnsw.ef_search"))
+        session.from_server(message("C", b"RESET\0") + IDLE)
+        session.from_client(query("SELECT 1/0"))
+        session.from_server(error("22012") + IDLE)
+        assert tags_of(session.from_client(P + B + E + SYNC)) == "PCPBECBES"
+
+
 class TestPooler:
     """Behind a pooler another transaction may meet another server, on which nothing is prepared."""
 
