@@ -51,6 +51,7 @@ _PRICES = 160
 _MIN_FAIR = 500  # fair labels that calibrate by themselves; fewer leave too wide a margin
 _WORTHWHILE = 0.97  # share of the cost so far at which another level begins to pay
 _SAME_PRICE = 1.02  # a price in use is kept while it costs at most this much more than the best
+_NEW_SLACK = 0.002  # of recall, by which new queries may fall short where repeated ones make up for it
 _REPEATS = 0.02  # share of repeated queries from which their own level is worth a comparison
 
 LEVELS = ("repeated", "memory", "density")
@@ -305,7 +306,11 @@ def _lower_bound(
     z: Floats,
     goal: Goal,
 ) -> float:
-    """Return what the recall is at least where new and repeated queries get these arms [n], [n]."""
+    """Return what the recall is at least where new and repeated queries get these arms [n], [n].
+
+    Repeated queries, whose recall is known, may make up for new ones only within `_NEW_SLACK`: traffic that
+    stops repeating itself must not fall below the target.
+    """
     share = queries.share
     part = float(share.sum())
     rows = np.flatnonzero(inputs.new)
@@ -319,6 +324,8 @@ def _lower_bound(
     bounds = [estimate(got[group], queries.weight[rows][group]).lower(goal.caution) for group in groups]
     if goal.strict:
         return min(float(min(bounds)), certain / part if part >= _REPEATS else 1.0)
+    if bounds[0] < goal.target - _NEW_SLACK:
+        return float(bounds[0])
     spread = float(share @ (known - certain / part) ** 2) if part else 0.0
     error = (spread / max(1, queries.asked)) ** 0.5
     return certain + (1.0 - part) * float(bounds[0]) - goal.caution.deviations * float(error)
