@@ -49,6 +49,7 @@ class Session(Enforcer):
         "_client_skip",
         "_client_tail",
         "_impatient",
+        "_named_in",
         "_portals",
         "_scope",
         "_statements",
@@ -66,6 +67,7 @@ class Session(Enforcer):
         self._raw = raw
         self._scope = Scope(database=parameters.get("database", user), user=user, search_path=None)
         self._statements: dict[bytes, Statement] = {}  # prepared, and of interest
+        self._named_in: dict[bytes, int] = {}  # segment in which a name got another meaning, until it is over
         self._portals: dict[bytes, BoundQuery] = {}
         self._client_skip = 0
         self._client_tail = b""
@@ -241,7 +243,11 @@ class Session(Enforcer):
     def _know(self, name: bytes, statement: Statement | None) -> None:
         """Note what a name stands for from this message on; None: nothing of interest."""
         before = self._statements.get(name)
-        if before is statement or self._is_skipped:
+        if self._is_skipped:
+            return
+        if before is statement:
+            if name in self._named_in:
+                self._named_in[name] = self._segment_out  # a Bind behind it fails where it does
             return
 
         def undo() -> None:
@@ -249,6 +255,7 @@ class Session(Enforcer):
                 self._set_known(name, before)
 
         self._journal.note(self._segment_out, self._sent, undo)
+        self._named_in[name] = self._segment_out
         self._set_known(name, statement)
 
     def _set_known(self, name: bytes, statement: Statement | None) -> None:
@@ -274,7 +281,10 @@ class Session(Enforcer):
         portal = data[position + 5 : portal_end]
         if self._portals:
             self._portals.pop(portal, None)
-        statement = self._statements.get(data[portal_end + 1 : name_end])
+        name = data[portal_end + 1 : name_end]
+        statement = self._statements.get(name)
+        if self._named_in and self._is_in_doubt(name):
+            return self._bind_in_doubt(statement)
         if statement is None or end > size:
             return self._restore()
         query = statement.vector
@@ -300,6 +310,25 @@ class Session(Enforcer):
         inserted = self._enforce(settings, bound)
         bound.overhead = perf_counter() - started
         return inserted
+
+    def _is_in_doubt(self, name: bytes) -> bool:
+        """Tell whether the Parse that gave a name its meaning is in an earlier segment, and may yet fail."""
+        segment = self._named_in.get(name)
+        if segment is None or segment == self._segment_out:
+            return False
+        if segment >= self._segment_in:
+            return True
+        del self._named_in[name]
+        return False
+
+    def _bind_in_doubt(self, statement: Statement | None) -> bytes | None:
+        """Leave a Bind alone that may be of another statement, even one that ends the transaction."""
+        if statement is not None:
+            self._take_note(statement)
+            if statement.vector is not None:
+                self.adapter.counters.left_alone["pipeline"] += 1
+        self._control_segment = self._segment_out
+        return self._restore()
 
     def _execute(self, data: bytes, position: int, end: int) -> bytes | None:
         """Time a vector query; restore settings before another portal runs."""

@@ -193,6 +193,15 @@ class TestWhatTheServerSkipped:
         session.from_server(PARSED + error("34000") + IDLE)
         assert session.from_client(bind() + E + SYNC) == bind() + E + SYNC
 
+    def test_nobody_knows_while_the_segment_is_under_way(self, session: Session) -> None:
+        """The Parse may have been skipped: the next segment's Bind is left alone until that is known."""
+        first = parse("ROLLBACK TO a") + execute("none") + P + SYNC
+        assert session.from_client(first + bind() + E + SYNC) == first + bind() + E + SYNC
+        session.from_server(PARSED + error("34000") + IDLE + error("25P01") + IDLE)
+        assert tags_of(session.from_client(P + SYNC + B + E + SYNC)) == "PSBES"
+        session.from_server(PARSED + IDLE + BOUND + NO_ROWS + IDLE)
+        assert tags_of(session.from_client(B + E + SYNC)) == "CPBECBES"
+
     def test_also_where_the_error_is_known_already(self, session: Session) -> None:
         session.from_client(parse("SELECT 1") + execute("none") + FLUSH)
         session.from_server(PARSED + error("34000"))
