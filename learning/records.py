@@ -17,6 +17,7 @@ context     what an arm is chosen for: (template, k, filter values).
 from __future__ import annotations
 
 import enum
+import hashlib
 
 import msgspec
 
@@ -206,3 +207,19 @@ def context_key(k: int, values: tuple[str | None, ...]) -> str:
     if not values:
         return str(k)
     return "\x1f".join((str(k), *("\x1e" if v is None else v for v in values)))
+
+
+HASHED = "\x1f#"
+"""In a context key: its values were replaced by a salted hash."""
+
+
+def is_hashed(context: str) -> bool:
+    """Tell whether the filter values of a context key were hashed."""
+    return HASHED in context
+
+
+def template_key(database: str, user: str, search_path: str | None, sql: str) -> str:
+    """Name a template: the same text means the same only in the same database, for the same role and path."""
+    path = "" if search_path is None else "=" + search_path
+    text = "\0".join((database, user, path, sql))
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()

@@ -33,7 +33,17 @@ from typing import TypeVar
 
 import msgspec
 
-from learning.records import Label, QueryPolicy, Snapshot, Template, TemplatePolicy, Trajectory, Value
+from learning.records import (
+    HASHED,
+    Label,
+    QueryPolicy,
+    Snapshot,
+    Template,
+    TemplatePolicy,
+    Trajectory,
+    Value,
+    is_hashed,
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,15 +98,10 @@ class Anonymizer:
 
     def context(self, context: str) -> str:
         """Hash a context key; one that is hashed already, or is nothing but a k, stays as it is."""
-        if "\x1f" not in context or self.is_hash(context):
+        if "\x1f" not in context or is_hashed(context):
             return context
         k, _, values = context.partition("\x1f")
-        return f"{k}\x1f#{self._digest(values.encode())}"
-
-    @staticmethod
-    def is_hash(context: str) -> bool:
-        """Tell whether a context key was hashed."""
-        return "\x1f#" in context
+        return f"{k}{HASHED}{self._digest(values.encode())}"
 
     def label(self, label: Label) -> Label:
         """Return the label without its vector and with its context hashed."""

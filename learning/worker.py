@@ -38,8 +38,10 @@ from learning.channel import (
     encode,
 )
 from learning.drift import World
+from learning.exchange import Document
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
+from learning.patterns import TakenIn, known, take_in
 from learning.policy import ENOUGH_NEW, Publication, derivation, material, permitted, summary
 from learning.records import Trust
 from learning.registry import Phase, Registry, TemplateState
@@ -140,6 +142,25 @@ class Learner:
         await self._measuring.close()
         await self._save()
         await self._store.close()
+
+    # --- exchange ---
+
+    def export_patterns(self, table: str | None = None) -> Document:
+        """Return what is known, of one table (resolved name) or of all; see `learning.exchange`."""
+        return known(self._registry, tables=None if table is None else {table})
+
+    def import_patterns(self, document: Document) -> TakenIn:
+        """Take a document in; what is new is kept and counts like what was measured here."""
+        taken = take_in(
+            self._registry, document, lambda table: self._config.table(table).learning, time.monotonic()
+        )
+        news = self._measuring.news
+        news.templates.update({template.key: StoredTemplate(template) for template in taken.templates})
+        news.labels += taken.labels
+        log.info("%d measured queries of %d kinds imported", len(taken.labels), len(taken.templates))
+        for words in taken.left_out:
+            log.warning("not imported: %s", words)
+        return taken
 
     # --- serve ---
 

@@ -11,14 +11,13 @@ the LIMIT slot.  A slot in two roles that must be known apart makes the query on
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from postgast import pg_query_pb2 as pb
 
-from learning.records import Slot, SlotRole, Template
+from learning.records import Slot, SlotRole, Template, template_key
 from proxy.sql.arguments import Source, replace_arguments
 from proxy.sql.levels import (
     VECTOR_TYPES,
@@ -122,7 +121,7 @@ def _template(
     sql = sql_text(statement)
     probe_sql, probe_slots = _probe(level)
     return Template(
-        key=_key(scope, sql),
+        key=template_key(scope.database, scope.user, scope.search_path, sql),
         database=scope.database,
         user=scope.user,
         search_path=scope.search_path,
@@ -136,12 +135,6 @@ def _template(
         whole=whole,
         functions=functions,
     )
-
-
-def _key(scope: Scope, sql: str) -> str:
-    path = "" if scope.search_path is None else "=" + scope.search_path
-    text = "\0".join((scope.database, scope.user, path, sql))
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 # -- the sort expression and its table -----------------------------------------------------------------------
