@@ -39,7 +39,7 @@ from learning.registry import Phase, Registry, TemplateState
 from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, LabelPlan, draw, neediest
 from learning.store import Store, StoredTemplate
 from learning.tablestats import sketch
-from learning.upstream import Session, UnavailableError, Upstream
+from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream
 from learning.verdict import Expectation, VerdictEngine
 from learning.watch import URGENT, Holding
 
@@ -205,7 +205,7 @@ class Measuring:
         except UnavailableError:
             state.recheck_at = max(state.recheck_at, time.monotonic() + 0.5)
             return False
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, BindingError) as error:
+        except (*DISCONNECTED, asyncpg.PostgresError, asyncpg.InterfaceError, BindingError) as error:
             if not isinstance(error, BindingError) and self._used.is_lost(database, error):
                 await self._used.lost(database, error)
                 return False

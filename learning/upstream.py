@@ -48,8 +48,13 @@ DISCONNECTED = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,
 )
-"""Errors that say that the server, not a statement, is the trouble."""
+"""Errors that say that the server or the connection, not a statement, is the trouble.
+
+asyncpg raises ``InternalClientError`` for the next statement after one that the server ended the connection
+with while nothing was asked of it (``idle_in_transaction_session_timeout``, ``pg_terminate_backend``).
+"""
 
 TRANSIENT = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.InsufficientResourcesError)
 """Errors of a statement that may succeed in a moment."""

@@ -34,8 +34,9 @@ from proxy.net import messages
 from proxy.net.arrival import Arrival
 from proxy.net.authentication import Authenticator, Inbox
 from proxy.net.client_tls import PLAIN, ClientTLS
+from proxy.net.farewell import Farewells, close_soon
 from proxy.net.preamble import Request
-from proxy.net.server_side import HIGH_WATER, UpstreamConnection, close_soon, tune
+from proxy.net.server_side import HIGH_WATER, UpstreamConnection, tune
 from proxy.net.upstream import Upstream, UpstreamTLSError
 from proxy.session.adaptation import Adapter
 from proxy.session.frontend import Session
@@ -71,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         "_buffer",
         "_client_tls",
         "_eof",
+        "_farewells",
         "_inbox",
         "_limit",
         "_on_close",
@@ -89,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
         adapter: Adapter,
         upstream_at: Upstream,
         on_close: Callable[[ClientConnection], None],
+        farewells: Farewells,
         *,
         client_tls: ClientTLS = PLAIN,
         authenticator: Authenticator | None = None,
@@ -100,6 +103,7 @@ class ClientConnection(asyncio.Protocol):
         self._timeout = authentication_timeout
         self._upstream_at = upstream_at
         self._on_close = on_close
+        self._farewells = farewells
         self._client_tls = client_tls
         self._buffer = b""
         self._task: asyncio.Task[None] | None = None
@@ -411,7 +415,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = b""
         if self.upstream is not None:
             close_soon(self.upstream.transport)
-        close_soon(self.transport)
+        if self.session is None or self.session.terminated or self._eof:
+            close_soon(self.transport)  # the client sends no more, or nothing that was worth an answer
+        else:
+            self._farewells.close_gently(self.transport)
         self._adapter.counters.connections_closed += 1
         self._on_close(self)
 

@@ -25,9 +25,6 @@ log = logging.getLogger(__name__)
 
 HIGH_WATER: Final = 256 * 1024  # bytes in a transport's write buffer at which the other side stops reading
 
-LINGER_SECONDS: Final = 30.0
-"""What waits to be sent to a peer gets so long after the end; then the peer does not want it."""
-
 
 def tune(transport: asyncio.Transport) -> None:
     """Find out about peers that vanish without a word, and let no small message wait for an acknowledgement.
@@ -38,15 +35,6 @@ def tune(transport: asyncio.Transport) -> None:
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def close_soon(transport: asyncio.Transport | None) -> None:
-    """Close when what waits has been sent, at last after `LINGER_SECONDS`."""
-    if transport is None or transport.is_closing():
-        return
-    transport.close()
-    if transport.get_write_buffer_size():
-        asyncio.get_running_loop().call_later(LINGER_SECONDS, transport.abort)
 
 
 class UpstreamConnection(asyncio.Protocol):

@@ -20,6 +20,7 @@ from proxy.auth.lookup import lasting_secret
 from proxy.net import certificates
 from proxy.net.authentication import Authenticator
 from proxy.net.client_tls import ClientTLS
+from proxy.net.farewell import Farewells
 from proxy.net.learner_link import LearnerLink
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
@@ -54,6 +55,7 @@ async def run(
     keepers = [keeper for keeper in (for_clients, upstream.keeper) if keeper is not None]
     client_tls = ClientTLS(config.listen, for_clients)
     connections: set[ClientConnection] = set()
+    farewells = Farewells()
     tasks = [asyncio.create_task(_flush(metrics))]
     if keepers:
         tasks.append(asyncio.create_task(certificates.watch(keepers, reload or asyncio.Event())))
@@ -70,6 +72,7 @@ async def run(
             adapter,
             upstream,
             connections.discard,
+            farewells,
             client_tls=client_tls,
             authenticator=authenticator,
             authentication_timeout=config.limits.authentication_timeout,
@@ -92,6 +95,7 @@ async def run(
     finally:
         for connection in list(connections):
             connection.abort_for_shutdown()
+        await farewells.over()
         for task in tasks:
             task.cancel()
         for task in tasks:

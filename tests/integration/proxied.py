@@ -17,6 +17,7 @@ from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Tr
 from proxy.net.authentication import Authenticator
 from proxy.net.certificates import for_clients
 from proxy.net.client_tls import ClientTLS
+from proxy.net.farewell import Farewells
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter, Execution
@@ -117,6 +118,7 @@ class Proxy:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self.farewells = Farewells()
         self.adapter = self._adapter_type(self.counters)
         self.adapter.swap(Dictated(self._settings), 1)
         self.adapter.record = self._record
@@ -133,6 +135,7 @@ class Proxy:
                 self.adapter,
                 self.upstream,
                 self.connections.discard,
+                self.farewells,
                 client_tls=self._client_tls,
                 authenticator=authenticator,
                 authentication_timeout=self._authentication_timeout,
@@ -148,6 +151,7 @@ class Proxy:
             watching.cancel()
         for connection in list(self.connections):
             connection.close()
+        await self.farewells.over()
         await asyncio.sleep(0)
 
     def _record(self, execution: Execution) -> None:

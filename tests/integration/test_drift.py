@@ -42,9 +42,14 @@ def socket_path() -> Path:
     return Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
 
 
-def statement(dsn: str, sql: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(sql)
+async def statement(dsn: str, sql: str) -> None:
+    """Run a statement in a thread: it may wait for a lock of the learner's, which lives in this event loop."""
+
+    def run() -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(sql)
+
+    await asyncio.to_thread(run)
 
 
 class Traffic:
@@ -113,7 +118,7 @@ def test_reindex_is_answered_with_a_safe_arm_and_new_measurements(
         async with learner(configuration(postgres, tmp_path), socket_path, registry) as worker:
             traffic = Traffic(worker, found, QUERIES)
             before = await traffic.until(learned)
-            statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
+            await statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
             began = time.monotonic()
             safe = await traffic.until(held, 60.0)
             assert time.monotonic() - began < 45.0  # about 2 seconds on a machine with nothing else to do
@@ -152,7 +157,7 @@ def test_growth_and_deletion_are_noticed_from_the_rows(
             grown = await traffic.until(held, 60.0)
             assert "rows and has" in grown.reason
             await traffic.until(learned)
-            statement(postgres.dsn(database), "DELETE FROM items WHERE id >= 1000")
+            await statement(postgres.dsn(database), "DELETE FROM items WHERE id >= 1000")
             shrunk = await traffic.until(held, 60.0)
             assert "rows and has" in shrunk.reason
             await traffic.until(learned)
@@ -177,11 +182,14 @@ def test_other_queries_are_noticed_by_their_recall(
             traffic = Traffic(worker, found, easy)
             before = await traffic.until(learned)
             traffic.queries = hard
-            safe = await traffic.until(held, 90.0)
-            assert "audited recall fell below" in safe.reason
-            after = await traffic.until(learned)
-            assert effort(after) > effort(before)
-        assert sample("ruvector_drifts_total", labels={**TABLE, "kind": "mix"}, registry=registry) >= 1
+            # A safe arm is held meanwhile, but for no time at all where the labels since the change are enough.
+            await traffic.until(lambda policy: learned(policy) and effort(policy) > effort(before))
+        # Which of the two detectors is first depends on how many audits came before the mix was suspected.
+        noticed = [
+            sample("ruvector_drifts_total", labels={**TABLE, "kind": kind}, registry=registry)
+            for kind in ("mix", "recall")
+        ]
+        assert sum(noticed) >= 1
 
     asyncio.run(scenario())
 
@@ -198,7 +206,7 @@ def test_index_rebuilt_while_the_learner_was_down_is_noticed(
             traffic = Traffic(worker, found, QUERIES)
             await traffic.until(learned)
             await asyncio.sleep(1.5)  # what was seen goes to the disk once a second
-        statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
+        await statement(postgres.dsn(database), "REINDEX INDEX items_hnsw")
         async with learner(config, socket_path) as worker:
             traffic = Traffic(worker, found, QUERIES)
             safe = await traffic.until(held, 60.0)

@@ -7,11 +7,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
 
+from proxy.net.farewell import Farewells
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter
@@ -34,9 +35,10 @@ def test_a_server_that_closes_with_unread_input(run: Callable[[Any], None]) -> N
         upstream = Upstream("127.0.0.1", listener.getsockname()[1], timeout=5.0)
         adapter = Adapter(Counters())
         connections: list[ClientConnection] = []
+        farewells = Farewells()
 
         def accept() -> ClientConnection:
-            connections.append(ClientConnection(adapter, upstream, connections.remove))
+            connections.append(ClientConnection(adapter, upstream, connections.remove, farewells))
             return connections[-1]
 
         server = await loop.create_server(accept, "127.0.0.1", 0)
@@ -64,6 +66,42 @@ def test_a_server_that_closes_with_unread_input(run: Callable[[Any], None]) -> N
     run(relay())
     listener.close()
     assert seen == [GREETING + LAST]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_client_that_sends_while_its_connection_ends_reads_the_last_words(
+    run: Callable[[Any], None],
+) -> None:
+    """Without a lingering close the client's hop is reset, and what it has not read yet is lost."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        farewells = Farewells()
+        last = b"x" * 3_000_000  # more than the kernel holds: most of it is sent while the client sends too
+
+        class Ending(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                stream = cast("asyncio.Transport", transport)  # uvloop's is one only in what it does
+                stream.write(last)
+                farewells.close_gently(stream)
+
+        server = await loop.create_server(Ending, "127.0.0.1", 0)
+
+        def converse() -> int:
+            received = 0
+            with socket.create_connection(server.sockets[0].getsockname()) as client:
+                client.settimeout(5)
+                while part := client.recv(1 << 14):
+                    received += len(part)
+                    client.sendall(b"y" * 100)
+            return received
+
+        assert await loop.run_in_executor(None, converse) == len(last)
+        await farewells.over()
+        assert len(farewells) == 0
+        server.close()
+
+    run(scenario())
 
 
 def read_all(sock: socket.socket) -> bytes:

@@ -21,7 +21,7 @@ from learning.probe import Measured, measure, snapshot
 from learning.records import Arm, Template, Trajectory, Value
 from learning.schedule import LabelPlan
 from learning.tablestats import SKETCH_ROWS, sketch
-from learning.upstream import Session, UnavailableError, Upstream
+from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream
 from tests.integration.learner_kit import (
     DIMENSIONS,
     FILTERED,
@@ -396,3 +396,29 @@ def test_unreachable_or_unwilling_server_is_logged_once_and_without_the_password
     first, second = [record.message for record in caplog.records if "cannot use database" in record.message]
     assert "password authentication failed" in first
     assert "geheim" not in first + second
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_connection_that_the_server_ended_between_two_statements_is_lost(
+    postgres: EmbeddedPostgres, database: str, turns: int
+) -> None:
+    """`turns` of the event loop: the FATAL and the end of the stream may or may not have been seen."""
+
+    async def ended_meanwhile(session: Session) -> None:
+        async with snapshot(session, ()):
+            backend = await session.connection.fetchval("SELECT pg_backend_pid()")
+            with psycopg.connect(postgres.dsn(database), autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s)", (backend,))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await session.connection.fetch("SELECT 1")
+
+    async def work() -> None:
+        upstream = Upstream(postgres.uri())
+        session = await upstream.session(database)
+        with pytest.raises((*DISCONNECTED, asyncpg.InterfaceError)) as caught:
+            await ended_meanwhile(session)
+        assert upstream.is_lost(database, caught.value)
+        await upstream.close()
+
+    asyncio.run(work())

@@ -246,7 +246,8 @@ def test_a_client_that_does_not_read_the_end_is_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When the proxy ends a session, what waits for the client gets some time, and its socket no more."""
-    monkeypatch.setattr("proxy.net.server_side.LINGER_SECONDS", 0.5)
+    monkeypatch.setattr("proxy.net.farewell.LINGER_SECONDS", 0.5)
+    monkeypatch.setattr("proxy.net.farewell.DISCARD_SECONDS", 0.2)
     client = Client(proxy, authority.root, database)
     if tls:
         client.encrypt()
@@ -255,8 +256,8 @@ def test_a_client_that_does_not_read_the_end_is_dropped(
     for connection in list(proxy.connections):
         proxy.call(connection.abort_for_shutdown)
     nothing_left(proxy, postgres, database)
+    time.sleep(1.0)
     assert [each for each in transports if each is not None and not each.is_closing()] == []
-    time.sleep(0.7)
     received = 0
     with client.sock, contextlib.suppress(ConnectionError, ssl.SSLError):
         client.sock.settimeout(10)
