@@ -311,6 +311,21 @@ class Store(Section):
         strict=False,
     )
 
+    max_age: float = option(
+        7_776_000.0,
+        "Age after which measured queries are deleted from the store.",
+        unit="seconds",
+        downside="Short forgets what is asked seldom; long keeps query vectors and values for longer.",
+        gt=0.0,
+    )
+    max_size: float = option(
+        1_000.0,
+        "Size of the store above which the oldest measured queries are deleted.",
+        unit="MB",
+        downside="Small forgets what was measured, and it has to be measured again after a restart.",
+        ge=1.0,
+    )
+
     @field_validator("kind", mode="before")
     @classmethod
     def _refuse_reserved(cls, kind: object) -> object:

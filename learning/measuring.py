@@ -37,7 +37,8 @@ from learning.ratings import judge_rating
 from learning.records import Arm, Label, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, LabelPlan, draw, neediest
-from learning.store import Store, StoredTemplate
+from learning.sqlite_file import StoredTemplate
+from learning.store import Store
 from learning.tablestats import sketch
 from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream
 from learning.verdict import Expectation, VerdictEngine
@@ -370,7 +371,9 @@ class Measuring:
         elif isinstance(answer, Confirmed):
             if state.phase is not Phase.CONFIRMED:
                 log.info("learning about %s: %s", answer.facts.table, state.template.sql)
-                self.news.templates[state.template.key] = StoredTemplate(state.template)
+                self.news.templates[state.template.key] = StoredTemplate(
+                    state.template, table=answer.facts.table
+                )
             known = state.confirmed.facts if state.confirmed is not None else None
             state.confirm(answer.with_sketch(known.sketch if known is not None else None), now)
             backlog = tuple(state.backlog)

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 
 from learning.drift import ROWS_CHANGED
 from learning.exchange import Document, Evidence, evidence, export, label_id
-from learning.records import Label, Template
+from learning.records import Label
 from learning.registry import Phase, Registry, TemplateState
+from learning.sqlite_file import StoredTemplate
 
 
 @dataclass(slots=True)
 class TakenIn:
     """What came of a document: new templates and labels, and in words what was left out."""
 
-    templates: list[Template] = field(default_factory=list)
+    templates: list[StoredTemplate] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
@@ -63,7 +64,7 @@ def take_in(registry: Registry, document: Document, learns: Callable[[str], bool
         state.drop_labels()  # the oldest come first, whosever they are
         state.keep_labels(sorted((*known_before, *new), key=lambda label: label.timestamp))
         state.unpublished += len(new)
-        found.templates.append(each.template)
+        found.templates.append(StoredTemplate(each.template, table=each.table))
         found.labels += new
     return found
 

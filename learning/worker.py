@@ -38,7 +38,7 @@ from learning.channel import (
     encode,
 )
 from learning.drift import World
-from learning.exchange import Document
+from learning.exchange import Document, ExchangeError, decode
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.patterns import TakenIn, known, take_in
@@ -46,7 +46,8 @@ from learning.policy import ENOUGH_NEW, Publication, derivation, material, permi
 from learning.records import Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer
-from learning.store import Store, StoredTemplate
+from learning.sqlite_file import StoredTemplate
+from learning.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,12 @@ class Learner:
         self._config = config
         self._metrics = metrics
         self._registry = Registry()
-        self._store = Store(config.store.path, anonymize=config.learning.anonymize)
+        self._store = Store(
+            config.store.path,
+            anonymize=config.learning.anonymize,
+            max_age=config.store.max_age,
+            max_size=config.store.max_size * 1e6,
+        )
         self._measuring = Measuring(config, self._registry, self._store, metrics)
         self._server = ChannelServer(socket_path, self._receive)
         self._publication = Publication()
@@ -107,6 +113,9 @@ class Learner:
         self._publication.version = kept.version
         self._measuring.ratings.restore(kept.notes)
         for stored in kept.templates:
+            if stored.table and not self._config.table(stored.table).adaptive_search:
+                await self._store.forget(stored.template.key)
+                continue
             state = self._registry.add(stored.template, now)
             if state is None:
                 continue
@@ -129,6 +138,8 @@ class Learner:
                     if not self._config.table(policy.table).adaptive_search:
                         await self._measuring.switch_off(state, policy.table)
             self._publication.restore(restored)
+            if restored != kept.snapshot:
+                await self._store.save(snapshot=restored)
             await self._server.publish(encode(Publish(restored)))
             log.info("policy %d for %d templates restored", restored.version, len(restored.templates))
 
@@ -155,7 +166,7 @@ class Learner:
             self._registry, document, lambda table: self._config.table(table).learning, time.monotonic()
         )
         news = self._measuring.news
-        news.templates.update({template.key: StoredTemplate(template) for template in taken.templates})
+        news.templates.update({stored.template.key: stored for stored in taken.templates})
         news.labels += taken.labels
         log.info("%d measured queries of %d kinds imported", len(taken.labels), len(taken.templates))
         for words in taken.left_out:
@@ -206,7 +217,9 @@ class Learner:
         )
         self._metrics.injection_failures.inc()
         state.leave_alone(reason, state.table, time.monotonic(), forever=True)
-        self._measuring.news.templates[state.template.key] = StoredTemplate(state.template, reason)
+        self._measuring.news.templates[state.template.key] = StoredTemplate(
+            state.template, reason, state.table
+        )
 
     # --- distil ---
 
@@ -261,6 +274,11 @@ class Learner:
             await asyncio.sleep(_KEEP_EVERY)
 
     async def _save(self) -> None:
+        for document in await self._store.handed_in():
+            try:
+                self.import_patterns(decode(document))
+            except ExchangeError as error:
+                log.error("a document of patterns was handed in and cannot be used: %s", error)
         news, self._measuring.news = self._measuring.news, News()
         if news.templates or news.labels or news.trajectories or news.notes:
             await self._store.save(

@@ -19,7 +19,7 @@ from learning.advice import Advice, TableView, for_rejected, for_table, for_text
 from learning.drift import World
 from learning.explain import Explanation, explain
 from learning.records import Label, Template, TemplatePolicy, Value
-from learning.store import Kept, read
+from learning.sqlite_file import Kept, read
 from learning.values import canonical
 from proxy.sql import Recogniser, Scope, VectorQuery
 from proxy.sql.vectors import decode_limit, decode_vector

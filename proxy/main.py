@@ -90,6 +90,70 @@ def explain(
     typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if json else as_text(found))
 
 
+patterns = typer.Typer(
+    no_args_is_help=True, help="Move learned patterns between environments, as JSON documents."
+)
+app.add_typer(patterns, name="patterns")
+
+OutputPath = Annotated[Path, typer.Option("--output", "-o", help="File to write; - is standard output.")]
+
+
+@patterns.command("export", epilog="Example: ruvector-proxy patterns export -c proxy.toml -o patterns.json")
+def export_patterns(
+    config: ConfigPath = None,
+    table: Annotated[
+        list[str] | None, typer.Option("--table", "-t", help="Only this table, as public.items; repeatable.")
+    ] = None,
+    anonymize: Annotated[
+        bool, typer.Option("--anonymize", help="Leave out query vectors, and queries with filter values.")
+    ] = False,
+    output: OutputPath = Path("-"),
+) -> None:
+    """Write what was measured, by kind of query, from the store; a proxy may be running or not."""
+    from proxy.patterns import PatternsError, export_patterns, write_document
+
+    try:
+        document = export_patterns(_load(config), tables=table or (), anonymize=anonymize)
+        write_document(document, output)
+    except PatternsError as error:
+        _fail(str(error), 1)
+    typer.echo(f"{document.patterns} measured queries of {len(document.entries)} kinds", err=True)
+
+
+@patterns.command("import", epilog="Example: ruvector-proxy patterns import -c proxy.toml patterns.json")
+def import_patterns(
+    files: Annotated[list[Path], typer.Argument(help="Documents; - is standard input.")],
+    config: ConfigPath = None,
+    database: Annotated[str | None, typer.Option(help="Database here, where it has another name.")] = None,
+    user: Annotated[str | None, typer.Option(help="Role here, where it has another name.")] = None,
+) -> None:
+    """Hand documents to the learner: it takes them within a second, or at its next start."""
+    from proxy.patterns import PatternsError, import_patterns, read_documents
+
+    try:
+        document = read_documents(files)
+        import_patterns(_load(config), document, database=database, user=user)
+    except PatternsError as error:
+        _fail(str(error), 1)
+    typer.echo(f"{document.patterns} measured queries of {len(document.entries)} kinds handed in", err=True)
+
+
+@patterns.command("merge", epilog="Example: ruvector-proxy patterns merge a.json b.json -o both.json")
+def merge_patterns(
+    files: Annotated[list[Path], typer.Argument(help="Documents; - is standard input.")],
+    output: OutputPath = Path("-"),
+) -> None:
+    """Unite documents; their order, and queries that are in several of them, do not matter."""
+    from proxy.patterns import PatternsError, read_documents, write_document
+
+    try:
+        document = read_documents(files)
+        write_document(document, output)
+    except PatternsError as error:
+        _fail(str(error), 1)
+    typer.echo(f"{document.patterns} measured queries of {len(document.entries)} kinds", err=True)
+
+
 @app.command(epilog="Example: ruvector-proxy demo")
 def demo(
     keep: Annotated[

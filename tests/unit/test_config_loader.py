@@ -47,6 +47,8 @@ OTHER_VALUES: dict[str, str] = {
     "learner.starting_credit": "5",
     "store.kind": "sqlite",
     "store.path": "/var/lib/x",
+    "store.max_age": "60.5",
+    "store.max_size": "9.5",
     "learning.enabled": "off",
     "learning.target_recall": "0.9",
     "learning.optimize_for": "latency",

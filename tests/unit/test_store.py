@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from learning import sqlite_file
 from learning import store as module
 from learning.records import (
     Arm,
@@ -24,7 +29,8 @@ from learning.records import (
     Trust,
     Value,
 )
-from learning.store import FILE, Kept, Store, StoredTemplate
+from learning.sqlite_file import FILE, SCHEMA_VERSION, Kept, StoredTemplate, hand_in, open_file
+from learning.store import Store
 
 VECTOR = b"\x00\x00\x80?" * 8
 SECRET = b"Entenhausen"
@@ -155,10 +161,184 @@ def test_file_of_another_schema_version_is_set_aside(
     assert "schema version 99" in caplog.text
 
 
+FIRST_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE templates (key TEXT PRIMARY KEY, seen REAL NOT NULL, off TEXT, body BLOB NOT NULL);
+CREATE TABLE labels (id INTEGER PRIMARY KEY, template TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX labels_template ON labels (template, id);
+CREATE TABLE trajectories (id INTEGER PRIMARY KEY, template TEXT NOT NULL, body BLOB NOT NULL);
+CREATE INDEX trajectories_template ON trajectories (template, id);
+CREATE TABLE snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL, body BLOB NOT NULL);
+PRAGMA user_version = 1;
+"""
+"""As version 0.1 of the program made it."""
+
+
+def test_file_of_the_first_schema_is_brought_up_to_date_with_all_it_holds(tmp_path: Path) -> None:
+    pack = msgspec.msgpack.encode
+    database = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    database.executescript(FIRST_SCHEMA)
+    database.execute("INSERT INTO templates VALUES ('k1', 1, NULL, ?)", (pack(TEMPLATE),))
+    for one in (label(timestamp=1.0), label(timestamp=2.0), label(timestamp=2.0)):
+        database.execute("INSERT INTO labels (template, body) VALUES ('k1', ?)", (pack(one),))
+    database.execute("INSERT INTO labels (template, body) VALUES ('k1', x'c1')")
+    database.execute("INSERT INTO trajectories (template, body) VALUES ('k1', ?)", (pack(trajectory()),))
+    database.execute("INSERT INTO snapshot VALUES (1, 7, ?)", (pack(snapshot()),))
+    database.execute("INSERT INTO meta VALUES ('note:world:k1', x'01')")
+    database.close()
+    (tmp_path / FILE).chmod(0o644)
+
+    kept = asyncio.run(read(tmp_path))
+    assert kept.templates == [StoredTemplate(TEMPLATE)]
+    assert kept.labels == {"k1": [label(timestamp=1.0), label(timestamp=2.0)]}  # the same one twice is one
+    assert kept.trajectories == {"k1": [trajectory()]}
+    assert (kept.snapshot, kept.notes) == (snapshot(), {"world:k1": b"\x01"})
+    assert asyncio.run(read(tmp_path)) == kept  # and it stays so
+    database = sqlite3.connect(tmp_path / FILE)
+    assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    database.close()
+    assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
+    assert not [path for path in tmp_path.iterdir() if ".aside-" in path.name]
+
+
+def test_step_that_is_interrupted_leaves_the_older_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    database.executescript(FIRST_SCHEMA)
+    database.execute(
+        "INSERT INTO labels (template, body) VALUES ('k1', ?)", (msgspec.msgpack.encode(label()),)
+    )
+    database.close()
+    monkeypatch.setattr(sqlite_file, "label_id", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        open_file(tmp_path / FILE)
+    monkeypatch.undo()
+    assert asyncio.run(read(tmp_path)).labels == {"k1": [label()]}
+
+
+class Interrupted:
+    def __call__(self, label: Label) -> bytes:
+        raise KeyboardInterrupt
+
+
+def test_old_labels_and_trajectories_are_deleted(tmp_path: Path) -> None:
+    now = time.time()
+    recent = [label(timestamp=now - n) for n in range(3)]
+
+    async def scenario() -> Kept:
+        store = Store(tmp_path)
+        await store.open()
+        await store.save(labels=[*recent, label(timestamp=now - 7200)], trajectories=[trajectory()])
+        await store.close()
+        store = Store(tmp_path, max_age=3600.0)
+        kept = await store.open()
+        await store.close()
+        return kept
+
+    kept = asyncio.run(scenario())
+    assert kept.labels == {"k1": recent}
+    assert not kept.trajectories
+
+
+def test_store_that_is_too_large_loses_its_oldest_labels_and_the_file_becomes_smaller(tmp_path: Path) -> None:
+    many = [msgspec.structs.replace(label(timestamp=float(n)), vector=bytes(2000)) for n in range(2000)]
+
+    async def scenario() -> tuple[int, Kept]:
+        store = Store(tmp_path)
+        await store.open()
+        await store.save(labels=many)
+        await store.close()
+        before = (tmp_path / FILE).stat().st_size
+        store = Store(tmp_path, max_size=1e6)
+        kept = await store.open()
+        await store.close()
+        return before, kept
+
+    before, kept = asyncio.run(scenario())
+    after = (tmp_path / FILE).stat().st_size
+    assert before > 4e6
+    assert after <= 1.01e6
+    left = kept.labels["k1"]
+    assert left == many[-len(left) :]
+    assert len(left) >= 200  # the oldest go in steps of 200
+
+
+def test_what_is_forgotten_is_not_in_any_file_afterwards(tmp_path: Path) -> None:
+    async def scenario() -> bytes:
+        store = Store(tmp_path)
+        await store.open()
+        await store.save(labels=[label(), label(timestamp=2.0)], trajectories=[trajectory()])
+        assert SECRET in content(tmp_path)
+        await store.forget("k1")
+        found = content(tmp_path)
+        await store.close()
+        return found
+
+    found = asyncio.run(scenario())
+    assert SECRET not in found
+    assert VECTOR not in found
+
+
+def test_labels_are_handed_to_a_shared_store_once_and_documents_taken_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store(tmp_path)
+        await store.open()
+        await store.save(labels=[label(timestamp=float(n)) for n in range(3)])
+        first = await store.unsent(2)
+        assert [found.timestamp for _, found in first] == [0.0, 1.0]
+        await store.sent([number for number, _ in first])
+        assert [found.timestamp for _, found in await store.unsent(9)] == [2.0]
+        await asyncio.to_thread(hand_in, tmp_path, b"document")  # another process, meanwhile
+        assert await store.handed_in() == [b"document"]
+        assert await store.handed_in() == []
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from learning.store import Store
+from tests.unit.test_store import label, snapshot
+
+async def write() -> None:
+    store = Store(Path(sys.argv[1]))
+    await store.open()
+    for number in range(10_000):
+        await store.save(labels=[label(timestamp=float(number))], snapshot=snapshot(number))
+        print(number, flush=True)
+
+asyncio.run(write())
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    for number in range(6):
+        directory = tmp_path / str(number)
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(rng.random() * 0.3)
+            writer.kill()
+            acknowledged = int((writer.stdout.read().split() or [b"0"])[-1])
+        kept = asyncio.run(read(directory))
+        times = [found.timestamp for found in kept.labels["k1"]]
+        assert times == [float(n) for n in range(len(times))][-module.LABELS :]
+        assert times[-1] in (acknowledged, acknowledged + 1)
+        assert kept.snapshot is not None
+        assert kept.snapshot.version == times[-1]  # of the same transaction
+
+
 def test_record_that_does_not_decode_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     asyncio.run(written(tmp_path, labels=[label()], snapshot=snapshot()))
     database = sqlite3.connect(tmp_path / FILE, isolation_level=None)
-    database.execute("INSERT INTO labels (template, body) VALUES ('k1', x'c1')")
+    database.execute("INSERT INTO labels (template, at, body) VALUES ('k1', 1e12, x'c1')")
     database.execute("UPDATE snapshot SET body = x'c1'")
     database.close()
     kept = asyncio.run(read(tmp_path))
@@ -214,7 +394,7 @@ def test_forget_leaves_nothing_of_a_template(tmp_path: Path) -> None:
 
 def test_anonymized_store_holds_no_vector_and_no_value(tmp_path: Path) -> None:
     records = {
-        "labels": [label(), label(), label("10")],
+        "labels": [label(), label(timestamp=2.0), label("10")],
         "trajectories": [trajectory()],
         "snapshot": snapshot(),
     }
