@@ -33,7 +33,7 @@ types: $(DEV) ## strict types
 
 unit: $(DEV) ## unit and property tests, without a database
 	@echo "== unit and property tests"
-	@$(BIN)/python -m pytest tests/unit tests/property tests/fuzz
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/property tests/fuzz
 
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
