@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
@@ -346,10 +347,15 @@ def test_however_the_supervisor_ends_no_process_is_left(
         asyncio.run(Supervisor(Config.from_json({config.to_json()!r}), lambda kind: [*command, kind]).run())
         """)
     )
-    environment = {**child_environment(tmp_path), "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(
-        [sys.executable, "-P", script], env=environment, stderr=subprocess.PIPE, text=True
-    ) as supervisor:
+    with (
+        tempfile.TemporaryDirectory(prefix="rv-") as short,  # what a SIGKILL leaves there goes with it
+        subprocess.Popen(
+            [sys.executable, "-P", script],
+            env={**child_environment(tmp_path), "TMPDIR": short},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as supervisor,
+    ):
         assert supervisor.stderr is not None
         children: list[int] = []
         for line in supervisor.stderr:
