@@ -11,8 +11,8 @@ The model has three layers; each leans on the one before it where it knows nothi
    ``curve(q) = surface(z) + sum w_i (curve_i - surface(z_i)) / (sum w_i + PRIOR_WEIGHT)``, with
    ``w_i = count_i * exp(SHARPNESS * (cos_i - 1))``.  One without near relatives gets the surface.
 
-Similarity is that of `learning.projection`: for points p and q, ``-|p - q|^2 / 2`` stands for ``cos - 1``,
-which it is where nothing was projected away.  All patterns are weighed, not only the nearest: one small
+Similarity is that of the first `COARSE` directions of `learning.projection`: for points p and q, ``-|p - q|^2 / 2``
+stands for ``cos - 1``, which it is where nothing was projected away.  All patterns are weighed, not only the nearest: one small
 matrix-vector product is faster than a graph search among a few thousand points, and exact.
 
 A ridge on logarithms did as well as boosted trees on 300 to 3,000 labels, and costs one dot product to
@@ -28,6 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from learning.projection import COARSE
 
 Floats = NDArray[np.float64]
 
@@ -62,6 +64,7 @@ def likeness(points: NDArray[np.float32], others: NDArray[np.float32]) -> NDArra
 
     The square root of the memory's weights; they themselves are its square.
     """
+    points, others = points[:, :COARSE], others[:, :COARSE]
     scaled = points @ others.T
     scaled -= 0.5 * np.einsum("ij,ij->i", points, points)[:, None]
     scaled -= 0.5 * np.einsum("ij,ij->i", others, others)

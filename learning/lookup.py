@@ -17,25 +17,27 @@ key               shape                    meaning
 ``surface``       float64 [GRID, arms]     expected recall
 ``z``             float64 [patterns]       difficulty of each pattern
 ``misses``        float64 [patterns]       log miss rate of each pattern
-``points``        float32 [patterns, c]    the patterns' projections
+``points``        float32 [patterns, m]    the patterns' projections, their first components
 ``basis``         float32 [dimensions, c]  of the projection, shared by patterns and sketch
 ``centre``        float32 [dimensions]     of the projection
 ``frame``         float64 [2]              unit of length, 1.0 if Euclidean
 ``codes``         int8 [rows, c]           the table's sketch; absent where there is none
+``cells``         int32 [cells]            rows in each cell of the sketch
 ``density``       float64 [3]              of the sketch: scale, noise floor, greatest strangeness
 ================  =======================  =================================================================
 
 Three steps, each only where the one before it has no answer:
 
 1. the very same vector was measured: one hash and one dictionary access;
-2. the model (`learning.difficulty`): one projection, one product with all patterns, one search in the
-   sketch's graph, and some twenty operations on short arrays;
+2. the model (`learning.difficulty`): one projection, one product with all patterns, one with the
+   rows of a few cells of the sketch, and some twenty operations on short arrays;
 3. a query unlike everything that is known: None.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_left
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ from numpy.typing import NDArray
 from learning import density, difficulty
 from learning.density import Sketch, SketchData
 from learning.difficulty import Model
-from learning.projection import Frame, Projection, Vectors
+from learning.projection import COARSE, Frame, Projection, Vectors
 from learning.records import QueryPolicy
 from learning.repetition import NAME, vector_name
 
@@ -144,14 +146,15 @@ def _packed(patterns: Patterns, fitted: Fitted) -> dict[str, bytes]:
         "surface": model.surface.astype("<f8").tobytes(),
         "z": patterns.z.astype("<f8").tobytes(),
         "misses": patterns.misses.astype("<f8").tobytes(),
-        "points": patterns.points.astype("<f4").tobytes(),
+        "points": patterns.points[:, : COARSE].astype("<f4").tobytes(),
         "basis": frame.basis,
         "centre": frame.centre,
         "frame": np.array([frame.unit, float(frame.euclidean)], dtype="<f8").tobytes(),
     }
     if around is not None:
         facts = (around.data.scale, around.floor, around.limit)
-        extra |= {"codes": around.data.codes, "density": np.array(facts, dtype="<f8").tobytes()}
+        extra |= {"codes": around.data.codes, "cells": around.data.cells}
+        extra |= {"density": np.array(facts, dtype="<f8").tobytes()}
     return extra
 
 
@@ -222,15 +225,16 @@ class _ModelLookup:
         surface = np.frombuffer(extra["surface"], dtype="<f8").reshape(-1, arms)
         self._read_patterns(policy, grid, surface)
         # With the price taken off beforehand, the best arm is one argmax away.
-        self._toll = policy.price * np.array(policy.costs)
-        self._utility = surface - self._toll
+        self._toll: list[float] = [policy.price * cost for cost in policy.costs]
+        self._utility = (surface - self._toll).astype(np.float32)
+        self._steps = np.diff(self._utility, axis=0)
         self._grid: list[float] = grid.tolist()
         self._prior_weight = policy.prior_weight
         # The least likeness that still counts as near.
         self._least = max(difficulty.TINY, math.exp(0.5 * policy.sharpness * (policy.min_similarity - 1.0)))
         slope = np.frombuffer(extra["slope"], dtype="<f8")
         self._intercept = float(np.frombuffer(extra["intercept"], dtype="<f8")[0])
-        self._density_slope = slope[: -difficulty.MEMORY_FEATURES]
+        self._density_slope: list[float] = slope[: -difficulty.MEMORY_FEATURES].tolist()
         self._memory_slope: list[float] = slope[-difficulty.MEMORY_FEATURES :].tolist()
 
     def _read_sketch(
@@ -243,7 +247,7 @@ class _ModelLookup:
             self._projection = Projection(frame)
             return
         scale, self._floor, self._limit = np.frombuffer(extra["density"], dtype="<f8").tolist()
-        data = SketchData(extra["codes"], scale, frame)
+        data = SketchData(extra["codes"], extra["cells"], scale, frame)
         self.sketch_name = name = data.digest()
         if name not in sketches:
             sketches[name] = Sketch(data)
@@ -259,11 +263,9 @@ class _ModelLookup:
         residuals = curves - difficulty.interpolate(grid, surface, z)
         half = 0.5 * policy.sharpness
         squares = np.einsum("ij,ij->i", points, points)
-        # Two more columns, so that one product with (point, 1, -|point|^2 / 2) is the logarithm of likeness.
-        ones = np.ones(len(counts), dtype=np.float32)
-        self._points = np.ascontiguousarray(
-            half * np.column_stack((points, -0.5 * squares, ones)), np.float32
-        )
+        # The product with (1, point) is the logarithm of likeness, but for the length of the query's point.
+        self._points = np.ascontiguousarray(half * np.column_stack((-0.5 * squares, points)), np.float32)
+        self._half_square = 0.5 * half
         self._near = np.ascontiguousarray(np.column_stack((counts * misses, counts)), np.float32)
         self._memory = np.ascontiguousarray(
             counts[:, None] * np.column_stack((np.ones(len(counts)), residuals)), np.float32
@@ -271,36 +273,36 @@ class _ModelLookup:
 
     def choose(self, vector: Vectors) -> Found | None:
         """Return one query's arm and its expected recall, or None for a query unlike all that is known."""
-        point, residue = self._projection.one(vector)
-        query = np.empty(len(point) + 2, dtype=np.float32)
-        query[:-2] = point
-        query[-2] = 1.0
-        query[-1] = -0.5 * point.dot(point)
-        alike = self._points.dot(query)
+        place, residue = self._projection.locate(vector)
+        points = self._points
+        part = place[: points.shape[1]]
+        alike = points.dot(part)
+        alike -= self._half_square * (float(part.dot(part)) - 1.0)
         np.exp(alike, out=alike)
         near: list[float] = alike.dot(self._near).tolist()
         total = near[1]
-        if not float(alike.max()) >= self._least:  # also where it is not a number
+        if not alike.item(alike.argmax()) >= self._least:  # also where it is not a number
             return None
         z = self._intercept
         if self._sketch is not None:
-            seen = self._sketch.look(point, residue)
+            seen = self._sketch.look(place, residue)
             if not density.strangeness(seen) <= self._limit:
                 return None
-            z += float(density.features(seen, self._floor).dot(self._density_slope))
+            features = density.feature_list(seen.tolist(), self._floor)
+            z += sum(map(operator.mul, features, self._density_slope))
         mean_miss, log_total = self._memory_slope
         z += mean_miss * near[0] / total + log_total * math.log(total)
         alike *= alike
         memory = alike.dot(self._memory)
-        utility = self._surface_utility(z)
-        utility += memory[1:] / (memory[0] + self._prior_weight)
+        utility = memory[1:] / (memory[0] + self._prior_weight)
+        self._add_surface(utility, z)
         arm = int(utility.argmax())
-        return Found(arm, min(1.0, max(0.0, float(utility[arm] + self._toll[arm]))), repeated=False)
+        recall: float = utility.item(arm) + self._toll[arm]
+        return Found(arm, min(1.0, max(0.0, recall)), repeated=False)
 
-    def _surface_utility(self, z: float) -> Floats:
+    def _add_surface(self, utility: NDArray[np.float32], z: float) -> None:
         grid = self._grid
         left = min(max(bisect_left(grid, z) - 1, 0), len(grid) - 2)
         share = min(max((z - grid[left]) / (grid[left + 1] - grid[left]), 0.0), 1.0)
-        utility: Floats = self._utility[left] * (1.0 - share)
-        utility += self._utility[left + 1] * share
-        return utility
+        utility += self._utility[left]
+        utility += share * self._steps[left]
