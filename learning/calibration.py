@@ -27,7 +27,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,11 +52,18 @@ _PRICES = 160
 _MIN_FAIR = 500  # fair labels that calibrate by themselves; fewer leave too wide a margin
 _WORTHWHILE = 0.97  # share of the cost so far at which another level begins to pay
 _SAME_PRICE = 1.02  # a price in use is kept while it costs at most this much more than the best
-_NEW_SLACK = 0.002  # of recall, by which new queries may fall short where repeated ones make up for it
+_MEASURED = 40  # of the newest labelled queries, with which lookups are timed
 _REPEATS = 0.02  # share of repeated queries from which their own level is worth a comparison
 
 LEVELS = ("repeated", "memory", "density")
 """Ways to choose per query, each with the evidence of those before it."""
+
+
+Tolls = tuple[float, float, float]
+"""Milliseconds: recognising a repeated query; more for a new one; more for its surroundings in the sketch."""
+
+Stopwatch = Callable[[QueryPolicy, NDArray[np.float32], Mapping[bytes, Sketch]], Tolls]
+"""From a policy, vectors that it was made from, and indexes at hand to its tolls: see `learning.tolls`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +74,11 @@ class Goal:
     ----------
     target, caution, strict
         The recall to keep, how surely, and whether in every part of the traffic.
-    lookup_ms
-        What a lookup costs in the proxy at each of `LEVELS`; a repeated query pays the first only.
+    tolls
+        What a lookup costs in the proxy at each of `LEVELS`, more than at the one before; a repeated query
+        pays the first only.
+    stopwatch
+        Measures them on a policy instead.
     level, price
         Those in use; None where there are none.
     """
@@ -75,7 +86,8 @@ class Goal:
     target: float
     caution: Caution
     strict: bool = False
-    lookup_ms: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    tolls: Tolls = (0.0, 0.0, 0.0)
+    stopwatch: Stopwatch | None = None
     max_patterns: int = 1000
     seed: int = 0
     level: str | None = None
@@ -157,7 +169,8 @@ class _Predicted:
     curves: Floats  # [n, usable]
     z: Floats  # [n]
     seen: NDArray[np.float32] | None  # around the queries in the sketch
-    price: float | None = None
+    price: float | None = None  # for new queries
+    own_price: float | None = None  # for repeated ones
     recall: float = 0.0
     cost: float = np.inf
 
@@ -187,6 +200,21 @@ def learn(
     inputs = _inputs(queries, usable, efforts, cost, frame, goal)
     levels = list(_levels(queries, inputs, goal, index))
     priced = [_price(level, queries, inputs, goal) for level in levels]
+
+    def policy_of(level: _Predicted) -> QueryPolicy:
+        return _policy(queries, inputs, level, sketch, frame, arms, cost, usable, efforts, goal)
+
+    possible = [level for level in priced if level.price is not None]
+    policies: dict[str, QueryPolicy] = {}
+    if possible:
+        tolls = goal.tolls
+        if goal.stopwatch is not None:
+            policies[possible[-1].level] = policy_of(
+                possible[-1]
+            )  # the one with all that there is to measure
+            at_hand = {sketch.digest(): index} if sketch is not None and index is not None else {}
+            tolls = goal.stopwatch(policies[possible[-1].level], queries.vectors[-_MEASURED:], at_hand)
+        priced = [_charged(level, queries, tolls) for level in priced]
     z = levels[-1].z
     static, static_recall, static_cost = _static(queries, inputs, z, goal)
     best = _best(priced, goal, static_cost)
@@ -198,9 +226,7 @@ def learn(
     )
     if queries.share.sum() >= _REPEATS:
         reason += f"; {queries.share.sum():.0%} of the traffic repeats what was measured"
-    policy = (
-        _policy(queries, inputs, best, sketch, frame, arms, cost, usable, efforts, goal) if best else None
-    )
+    policy = (policies.get(best.level) or policy_of(best)) if best else None
     static_arm = int(usable[static]) if static is not None else None
     return Outcome(policy, static_arm, static_recall, int(usable[_safe_arm(inputs, z, goal)]), reason)
 
@@ -298,66 +324,76 @@ def choose(curves: Floats, cost: Floats, price: float) -> NDArray[np.intp]:
     return chosen
 
 
-def _lower_bound(
-    new: NDArray[np.intp],
-    repeated: NDArray[np.intp],
-    queries: Queries,
-    inputs: _Inputs,
-    z: Floats,
-    goal: Goal,
-) -> float:
-    """Return what the recall is at least where new and repeated queries get these arms [n], [n].
-
-    Repeated queries, whose recall is known, may make up for new ones only within `_NEW_SLACK`: traffic that
-    stops repeating itself must not fall below the target.
-    """
-    share = queries.share
-    part = float(share.sum())
+def _new_bound(chosen: NDArray[np.intp], queries: Queries, inputs: _Inputs, z: Floats, goal: Goal) -> float:
+    """Return what the recall of new queries is at least, were they served these arms [n]."""
     rows = np.flatnonzero(inputs.new)
-    got = inputs.recall[rows, new[rows]]
-    known = inputs.recall[np.arange(len(queries)), repeated]
-    certain = float(share @ known)  # measured; only how often each will come is not known
+    got, weight = inputs.recall[rows, chosen[rows]], queries.weight[rows]
     groups = [np.ones(len(rows), dtype=bool)]
     if goal.strict:
         third = np.searchsorted(np.quantile(z[rows], (1 / 3, 2 / 3)), z[rows])
         groups = [third == i for i in range(3)]
-    bounds = [estimate(got[group], queries.weight[rows][group]).lower(goal.caution) for group in groups]
-    if goal.strict:
-        return min(float(min(bounds)), certain / part if part >= _REPEATS else 1.0)
-    if bounds[0] < goal.target - _NEW_SLACK:
-        return float(bounds[0])
-    spread = float(share @ (known - certain / part) ** 2) if part else 0.0
-    error = (spread / max(1, queries.asked)) ** 0.5
-    return certain + (1.0 - part) * float(bounds[0]) - goal.caution.deviations * float(error)
+    return min(
+        float(estimate(got[group], weight[group]).lower(goal.caution, goal.target)) for group in groups
+    )
+
+
+def _repeated_bound(chosen: NDArray[np.intp], queries: Queries, inputs: _Inputs, goal: Goal) -> float:
+    """Return what the recall of repeated queries is at least, were they served these arms [n].
+
+    It was measured; only how often each will come is not known.
+    """
+    share = queries.share / queries.share.sum()
+    known = inputs.recall[np.arange(len(queries)), chosen]
+    mean = float(share @ known)
+    error = math.sqrt(share @ (known - mean) ** 2 / max(1.0, queries.asked * queries.share.sum()))
+    doubt = goal.caution.deviations * error - goal.caution.tolerance * (1.0 - goal.target)
+    return mean - max(0.0, doubt)
 
 
 def _price(level: _Predicted, queries: Queries, inputs: _Inputs, goal: Goal) -> _Predicted:
-    """Return the level with the highest price that keeps the target, and what it brings; None: none does.
+    """Return the level with the highest prices that keep the target, and what they bring; None: none does."""
 
-    Walks up from price 0 and stops at the first price that fails: the estimate is noisy, and one lucky
-    price beyond is not evidence.
-    """
-    cost = inputs.cost
-    scale = float(cost[cost > 0].min()) if (cost > 0).any() else 1.0
-    best = level
-    for price in np.geomspace(1e-6, 1.0, _PRICES) / scale:
-        priced = _at(level, float(price), queries, inputs, goal)
-        if priced is None:
-            break
-        best = priced
-    if goal.price is not None and goal.level == level.level:
-        same = _at(level, goal.price, queries, inputs, goal)
-        if same is not None and same.cost <= _SAME_PRICE * best.cost:
+    def new(price: float) -> float:
+        return _new_bound(choose(level.curves, inputs.cost, price), queries, inputs, level.z, goal)
+
+    def repeated(price: float) -> float:
+        return _repeated_bound(choose(inputs.recall, inputs.cost, price), queries, inputs, goal)
+
+    scale = float(inputs.cost[inputs.cost > 0].min()) if (inputs.cost > 0).any() else 1.0
+    prices = np.geomspace(1e-6, 1.0, _PRICES) / scale
+    price = _highest(prices, new, goal.target)
+    if price is None:
+        return level
+    own = _highest(prices, repeated, goal.target) if queries.share.sum() >= _REPEATS else price
+    if own is None:
+        return level
+    best = _at(level, price, own, queries, inputs, goal)
+    if goal.price is not None and goal.level == level.level and new(goal.price) >= goal.target:
+        same = _at(level, goal.price, own, queries, inputs, goal)
+        if same.cost <= _SAME_PRICE * best.cost:
             return same
     return best
 
 
-def _at(level: _Predicted, price: float, queries: Queries, inputs: _Inputs, goal: Goal) -> _Predicted | None:
-    """Return what the level brings at a price, or None where the target is not kept."""
+def _highest(prices: Floats, bound: Callable[[float], float], target: float) -> float | None:
+    """Return the highest price up to which every one keeps the target.
+
+    A price beyond the first that fails is no evidence where it succeeds: the estimate is noisy.
+    """
+    best = None
+    for price in prices.tolist():
+        if bound(price) < target:
+            break
+        best = price
+    return best
+
+
+def _at(
+    level: _Predicted, price: float, own: float, queries: Queries, inputs: _Inputs, goal: Goal
+) -> _Predicted:
+    """Return what the level brings with a price for new queries, and one for repeated ones."""
     new = choose(level.curves, inputs.cost, price)
-    repeated = choose(inputs.recall, inputs.cost, price)
-    if _lower_bound(new, repeated, queries, inputs, level.z, goal) < goal.target:
-        return None
+    repeated = choose(inputs.recall, inputs.cost, own)
     rows, every = np.flatnonzero(inputs.new), np.arange(len(queries))
     weight, share = queries.weight[rows], queries.share
     rest = 1.0 - float(share.sum())
@@ -365,18 +401,23 @@ def _at(level: _Predicted, price: float, queries: Queries, inputs: _Inputs, goal
         inputs.recall[rows, new[rows]], weights=weight
     )
     cost = share @ inputs.cost[repeated] + rest * np.average(inputs.cost[new[rows]], weights=weight)
-    tolls = goal.lookup_ms[: LEVELS.index(level.level) + 1]
-    return replace(
-        level, price=price, recall=float(recall), cost=float(cost) + tolls[0] + rest * sum(tolls[1:])
-    )
+    return replace(level, price=price, own_price=own, recall=float(recall), cost=float(cost))
+
+
+def _charged(level: _Predicted, queries: Queries, tolls: Tolls) -> _Predicted:
+    """Return the level with the time of its lookups in its cost."""
+    own, *more = tolls[: LEVELS.index(level.level) + 1]
+    return replace(level, cost=level.cost + own + (1.0 - float(queries.share.sum())) * sum(more))
 
 
 def _static(queries: Queries, inputs: _Inputs, z: Floats, goal: Goal) -> tuple[int | None, float, float]:
     """Return the best single arm (of the usable) over the same traffic, its recall, and its cost."""
     bounds = np.empty(len(inputs.cost))
     for arm in range(len(bounds)):
-        all_alike = np.full(len(queries), arm)
-        bounds[arm] = _lower_bound(all_alike, all_alike, queries, inputs, z, goal)
+        chosen = np.full(len(queries), arm)
+        bounds[arm] = _new_bound(chosen, queries, inputs, z, goal)
+        if queries.share.sum() >= _REPEATS:
+            bounds[arm] = min(bounds[arm], _repeated_bound(chosen, queries, inputs, goal))
     best = cheapest(bounds, inputs.cost, goal.target, np.ones(len(bounds), dtype=bool))
     if best is None:
         return None, 0.0, float("inf")
@@ -417,7 +458,8 @@ def _policy(
 ) -> QueryPolicy:
     """Return the policy of a level, fitted to all queries and ready for lookup."""
     assert level.price is not None
-    repeated = choose(inputs.recall, inputs.cost, level.price)
+    assert level.own_price is not None
+    repeated = choose(inputs.recall, inputs.cost, level.own_price)
     every = np.arange(len(queries))
     remembered = lookup.Remembered(
         [vector_name(vector.tobytes()) for vector in queries.vectors],

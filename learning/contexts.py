@@ -84,7 +84,7 @@ def judge(
     groups = ladders(arms)
     cost = costs(labels.ms, groups)
     own = estimate(labels.recall, labels.weight)
-    mean, lower = own.mean, own.lower(limits.caution)
+    mean, lower = own.mean, own.lower(limits.caution, limits.target)
     if wider is not None and len(wider) > len(labels):
         # The imagined miss is among all the labels that speak, not among the few of this context.
         wide = estimate(wider.recall, wider.weight)

@@ -136,7 +136,7 @@ class Sketch:
         if counts.min(initial=1) < 1 or counts.sum() != len(rows):
             raise ValueError(f"cells of {counts.sum()} rows in a sketch of {len(rows)}")
         starts = np.concatenate(([0], np.cumsum(counts)))
-        means = np.add.reduceat(rows, starts[:-1], axis=0) / counts[:, None].astype(np.float32)
+        means = (np.add.reduceat(rows, starts[:-1], axis=0) / counts[:, None]).astype(np.float32)
         all_rows = _for_distances(rows)
         self._cells = [all_rows[start:end] for start, end in pairwise(starts.tolist())]
         self._means = _for_distances(means[:, :COARSE])

@@ -11,9 +11,10 @@ The model has three layers; each leans on the one before it where it knows nothi
    ``curve(q) = surface(z) + sum w_i (curve_i - surface(z_i)) / (sum w_i + PRIOR_WEIGHT)``, with
    ``w_i = count_i * exp(SHARPNESS * (cos_i - 1))``.  One without near relatives gets the surface.
 
-Similarity is that of the first `COARSE` directions of `learning.projection`: for points p and q, ``-|p - q|^2 / 2``
-stands for ``cos - 1``, which it is where nothing was projected away.  All patterns are weighed, not only the nearest: one small
-matrix-vector product is faster than a graph search among a few thousand points, and exact.
+Similarity is that of the first `COARSE` directions of `learning.projection`: for points p and q,
+``-|p - q|^2 / 2`` stands for ``cos - 1``, which it is where nothing was projected away.  All patterns
+are weighed, not only the nearest: one small matrix-vector product is faster than a graph search among a few
+thousand points, and exact.
 
 A ridge on logarithms did as well as boosted trees on 300 to 3,000 labels, and costs one dot product to
 evaluate.

@@ -1,7 +1,8 @@
 """From labels to a policy: what the evidence supports, and no more.
 
-`distill` is a pure function of its arguments (the clock is in the labels, randomness is seeded).  For a
-template it walks up the steps of trust, each taken only on evidence:
+`distill` is a pure function of its arguments (the clock is in the labels, randomness is seeded; only a
+stopwatch, where one is given, looks at the world).  For a template it walks up the steps of trust, each taken
+only on evidence:
 
 1. OBSERVE  too few labels: queries run as they came.
 2. STATIC   unfiltered: one arm per k, the cheapest whose lower-bounded recall keeps the target.
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learning import calibration, density
-from learning.calibration import Goal, Outcome, Queries
+from learning.calibration import Goal, Outcome, Queries, Stopwatch
 from learning.contexts import Limits, bucket, judge, judge_filtered
 from learning.curves import Caution, Evidence, Floats, costs, evidence, ladders
 from learning.density import Sketch, SketchData
@@ -40,16 +41,19 @@ OptimizeFor = Literal["recall", "balanced", "latency"]
 
 CAUTION: Mapping[OptimizeFor, Caution] = {
     "recall": Caution(deviations=1.5, misses=1.0),
-    "balanced": Caution(deviations=0.5, misses=1.0),
+    "balanced": Caution(deviations=1.645, misses=1.0, tolerance=0.25),
     "latency": Caution(deviations=0.0, misses=0.0),
 }
 """How sure the target is to be kept.
 
-``balanced``: the expected recall keeps the target (conformal risk control), and half a standard error is
-added, so that a single policy is seldom below it.  ``recall``: three times that, the target is a floor.
+``balanced``: the expected recall keeps the target (conformal risk control), and one policy in twenty exceeds
+the misses that the target allows by more than a quarter.  ``recall``: the target is a floor.
 ``latency``: no margin, so that the truth lies as often below the target as above, by up to 0.01 with few
 labels.  More labels make the margin, and its price, smaller.
 """
+
+FILTERED_CAUTION: Mapping[OptimizeFor, Caution] = {**CAUTION, "balanced": Caution(deviations=0.5, misses=1.0)}
+"""The same for filtered contexts.  Each is held by itself, with a few labels: there is no mean to rely on."""
 
 _EUCLIDEAN = "<->"
 _DENSE = frozenset({"<->", "<=>", "<#>"})  # operators whose distances a sketch can compute
@@ -81,8 +85,7 @@ class Options:
         Exact search is not chosen where it costs more.
     repeat_ms, lookup_ms, sketch_ms
         What choosing per query costs in the proxy: recognising a repeated query, and more for a new one,
-        without the sketch and with it.  Each must be earned back.  The defaults were measured with cold
-        caches: between two lookups the server walks through megabytes of its own.
+        without the sketch and with it.  Each must be earned back.  Used where no stopwatch measures them.
     """
 
     target_recall: float = 0.98
@@ -93,9 +96,9 @@ class Options:
     seed: int = 0
     contract: Literal["mean", "strict"] = "mean"
     max_exact_ms: float = 100.0
-    repeat_ms: float = 0.04
-    lookup_ms: float = 0.15
-    sketch_ms: float = 0.3
+    repeat_ms: float = 0.01
+    lookup_ms: float = 0.05
+    sketch_ms: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ def distill(
     *,
     asked: Callable[[str], Asked] | None = None,
     previous: TemplatePolicy | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> TemplatePolicy:
     """Return the policy that the labels support.
 
@@ -161,6 +165,8 @@ def distill(
         and every query counts as new.
     previous
         The policy in use: of choices that are all but equal, its own is kept.
+    stopwatch
+        Measures what a lookup costs (`learning.tolls`); the one argument that may answer differently twice.
 
     Raises
     ------
@@ -171,7 +177,7 @@ def distill(
         raise ValueError("a policy needs at least the arm 'as is'")
     if facts.filter_slots:
         return _filtered(template, facts, arms, labels, options, previous)
-    return _unfiltered(template, facts, arms, labels, traffic, options, asked, previous)
+    return _unfiltered(template, facts, arms, labels, traffic, options, asked, previous, stopwatch)
 
 
 def _filtered(
@@ -190,7 +196,8 @@ def _filtered(
     known = evidence(ordered, arms)
     keys = [label.context for label in ordered]
     shares = {key: _share(key, facts) for key in keys}
-    limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms, filtered=True)
+    caution = FILTERED_CAUTION[options.optimize_for]
+    limits = Limits(options.target_recall, caution, options.max_exact_ms, filtered=True)
     judged = judge_filtered(known, keys, shares, arms, limits, _in_use(previous, arms))
     if not judged.contexts and not judged.buckets:
         return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
@@ -242,6 +249,7 @@ def _unfiltered(
     options: Options,
     asked: Callable[[str], Asked] | None,
     previous: TemplatePolicy | None,
+    stopwatch: Stopwatch | None,
 ) -> TemplatePolicy:
     by_k: dict[int, list[Label]] = {}
     for label in labels:
@@ -267,7 +275,7 @@ def _unfiltered(
     if not static.reached:
         reason += f"; no arm is sure to keep {options.target_recall:g}"
     told = asked(context_key(main, ())) if asked is not None else Asked()
-    outcome = _per_query(template, facts, arms, enough[main], options, told, previous)
+    outcome = _per_query(template, facts, arms, enough[main], options, told, previous, stopwatch)
     if isinstance(outcome, str):
         query, fallback, why = None, static.policy.arm, outcome
     else:
@@ -302,6 +310,7 @@ def _per_query(
     options: Options,
     asked: Asked,
     previous: TemplatePolicy | None,
+    stopwatch: Stopwatch | None,
 ) -> Outcome | str:
     """Return what choosing per query brings, or why it cannot be judged."""
     ordered = sorted(labels, key=lambda label: label.timestamp)[-calibration.MAX_TRAINING :]
@@ -326,7 +335,8 @@ def _per_query(
         options.target_recall,
         CAUTION[options.optimize_for],
         strict=options.contract == "strict",
-        lookup_ms=(options.repeat_ms, options.lookup_ms, options.sketch_ms),
+        tolls=(options.repeat_ms, options.lookup_ms, options.sketch_ms),
+        stopwatch=stopwatch,
         max_patterns=options.max_patterns,
         seed=options.seed,
         level=calibration.level_of(in_use) if in_use is not None else None,

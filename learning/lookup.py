@@ -146,7 +146,7 @@ def _packed(patterns: Patterns, fitted: Fitted) -> dict[str, bytes]:
         "surface": model.surface.astype("<f8").tobytes(),
         "z": patterns.z.astype("<f8").tobytes(),
         "misses": patterns.misses.astype("<f8").tobytes(),
-        "points": patterns.points[:, : COARSE].astype("<f4").tobytes(),
+        "points": patterns.points[:, :COARSE].astype("<f4").tobytes(),
         "basis": frame.basis,
         "centre": frame.centre,
         "frame": np.array([frame.unit, float(frame.euclidean)], dtype="<f8").tobytes(),

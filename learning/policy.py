@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from config.schema import Config
+from learning import tolls
 from learning.distillation import Options, distill
 from learning.drift import safe_arm
 from learning.feedback import Ratings, attainable
@@ -62,7 +63,17 @@ def derivation(
 
     holding = state.watch.holding
     return lambda: held(
-        distill(state.template, facts, arms, labels, traffic, options, asked=asked, previous=previous),
+        distill(
+            state.template,
+            facts,
+            arms,
+            labels,
+            traffic,
+            options,
+            asked=asked,
+            previous=previous,
+            stopwatch=tolls.measure,
+        ),
         holding,
     )
 

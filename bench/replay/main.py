@@ -2,9 +2,9 @@
 
 ``python -m bench.replay`` runs them, `make bench-replay` too.
 
-Every figure goes through the product's own code.  Costs are means of recorded latencies per rung, the time of
-the lookup, measured in the same run, included.  *Best static* is the cheapest single ef_search that keeps the
-target on the unseen queries themselves, which nobody can know beforehand.
+Every figure goes through the product's own code.  Costs are medians of recorded latencies per rung, the time
+of the lookup, measured in the same run, included.  *Best static* is the cheapest single ef_search that keeps
+the target on the unseen queries themselves, which nobody can know beforehand.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.table import Table
 from bench.dataset import DEMO_FILE
 from bench.replay import traffic
 from bench.replay.record import Recording, arms, efs, recording
+from learning import tolls
 from learning.distillation import Options, TableFacts, distill
 from learning.optimizer import SearchOptimizer
 from learning.records import Slot, SlotRole, Snapshot, Template, TemplatePolicy, Trust
@@ -68,7 +69,10 @@ def replay(recorded: Recording, scenario: Scenario, seed: int, options: Options,
     facts = TableFacts("public.items", (0, 0), (), rows=len(recorded.rows), sketch=recorded.rows[:sketch])
     options = replace(options, target_recall=scenario.target)
     started = time.perf_counter()
-    policy = distill(TEMPLATE, facts, arms(), case.labels, {}, options, asked=case.tracker.repetition.asked)
+    repetition = case.tracker.repetition
+    policy = distill(
+        TEMPLATE, facts, arms(), case.labels, {}, options, asked=repetition.asked, stopwatch=tolls.measure
+    )
     distilled = time.perf_counter() - started
     chosen, took = serve(policy, case.future.vectors)
     cost = arm_costs(recorded)
@@ -117,9 +121,9 @@ def serve(policy: TemplatePolicy, vectors: NDArray[np.float32]) -> tuple[NDArray
 
 
 def arm_costs(recorded: Recording) -> Floats:
-    """Return the mean milliseconds of every arm, monotone in effort."""
-    rungs = np.maximum.accumulate(recorded.ms.mean(axis=1))
-    exact = float(recorded.exact_ms.mean())
+    """Return the median milliseconds of every arm, monotone in effort."""
+    rungs = np.maximum.accumulate(np.median(recorded.ms, axis=1))
+    exact = float(np.median(recorded.exact_ms))
     return np.array(
         [exact if arm.kind == "exact" else rungs[efs().index(arm.effort or 40)] for arm in arms()]
     )

@@ -10,8 +10,9 @@ Rules
 -----
 - Recall is counted by distance: a returned row that is not farther than the k-th true neighbour is a hit.
 - A query is not run at a rung above one that found everything: its recall there is known.
-- Latencies come from a pass of their own: some queries, every rung, in random order one after the other, so
-  that whatever else the machine does is shared by all rungs alike.  Only their ratios mean something.
+- Latencies come from a pass of their own: some queries at every rung, all in random order, so that whatever
+  else the machine does is shared by all rungs alike, and no query finds its own pages in the caches.  Of
+  `_PASSES` the quickest counts, for others' work can only add.  Only ratios mean something.
 - *Moved* queries are Zipf-distributed repetitions of the families' queries, each moved in a random direction
   to a cosine of `MOVED_COSINE`: nobody ever asks the same thing twice.
 """
@@ -44,7 +45,7 @@ ZIPF = 1.0
 DISTINCT = 2_000  # queries of each family that repeat themselves
 STREAMS, STREAM = 2, 4_000  # streams of moved queries, and queries in each
 TIMED, TIMED_EXACT = 300, 20
-VERSION = "1"
+VERSION = "2"
 
 SETTINGS = {
     "shared_buffers": "512MB",
@@ -53,6 +54,7 @@ SETTINGS = {
 }
 QUERY = f"SELECT id FROM items ORDER BY embedding <=> $1 LIMIT {K}"
 _BLOCK = 256
+_PASSES = 3
 _EPSILON = 1e-6  # float32 distances computed twice
 _SHARED = Path(__file__).parents[3] / "shared" / "data" / "wordnet-minilm-384.npz"
 _HOME = Path(__file__).parents[2] / ".replay"
@@ -210,16 +212,20 @@ async def _latencies(
     """Return milliseconds [rungs, TIMED] of warm executions, interleaved, and of the exact search."""
     rng = np.random.default_rng(0)
     chosen = rng.choice(len(pool), TIMED, replace=False)
-    ms = np.empty((len(efs()), TIMED))
+    ms = np.full((len(efs()), TIMED), np.inf)
     statement = await session.prepare(QUERY)
-    for column, query in enumerate(progress.track(chosen.tolist(), description="Latencies")):
-        for rung in rng.permutation(len(efs())).tolist():
+    for number in range(_PASSES):
+        pairs = rng.permutation(ms.size).tolist()
+        for pair in progress.track(pairs, description=f"Latencies, {number + 1} of {_PASSES}"):
+            rung, column = divmod(pair, TIMED)
             await session.execute(f"SET hnsw.ef_search = {efs()[rung]}")
-            ms[rung, column] = await _timed(statement, pool[query])
+            ms[rung, column] = min(ms[rung, column], await _timed(statement, pool[chosen[column]]))
     await session.execute("SET enable_indexscan = off; SET plan_cache_mode = force_custom_plan")
     exact = await session.prepare(QUERY + " OFFSET 0")
-    exact_ms = np.array([await _timed(exact, pool[query]) for query in chosen[:TIMED_EXACT].tolist()])
-    return ms, exact_ms
+    passes = [
+        [await _timed(exact, pool[query]) for query in chosen[:TIMED_EXACT].tolist()] for _ in range(_PASSES)
+    ]
+    return ms, np.min(passes, axis=0)
 
 
 async def _timed(statement: Any, vector: Vectors) -> float:

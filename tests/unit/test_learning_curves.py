@@ -124,3 +124,16 @@ def test_the_arm_in_use_is_left_only_for_one_that_is_clearly_better() -> None:
     assert cheapest(np.array([0.99, 0.9795, 1.0]), cost, 0.98, allowed, current=1) == 1  # within the grace
     assert cheapest(np.array([0.99, 0.97, 1.0]), cost, 0.98, allowed, current=1) == 0
     assert cheapest(np.array([0.99, 0.985, 1.0]), cost, 0.98, allowed, current=2) == 0
+
+
+def test_a_tolerance_forgives_standard_errors_but_no_imagined_miss() -> None:
+    found = estimate(np.tile([1.0, 1.0, 1.0, 0.8], 25), np.ones(100))
+    without = Caution(deviations=0.0, misses=1.0)
+    tolerant = Caution(deviations=1.645, misses=1.0, tolerance=0.25)
+    forgiven = 0.25 * (1.0 - 0.98)
+    doubt = 1.645 * float(found.error)
+    assert 0.0 < doubt - forgiven < doubt  # the case tests something
+    assert float(found.lower(tolerant, 0.98)) == pytest.approx(
+        float(found.lower(without)) - (doubt - forgiven)
+    )
+    assert float(found.lower(tolerant, 0.5)) == float(found.lower(without))

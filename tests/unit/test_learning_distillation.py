@@ -29,7 +29,8 @@ from tests.unit.learning_labels import (
 
 T = template()
 TRAFFIC = {"10": 1000}
-FREE = Options(lookup_ms=0.0, sketch_ms=0.0)
+FREE = Options(repeat_ms=0.0, lookup_ms=0.0, sketch_ms=0.0)
+TOLLED = replace(FREE, lookup_ms=0.5)  # more than mixing two rungs by chance can save
 
 
 def outcome(policy: TemplatePolicy, *, seed: int = 999, even: bool = False) -> tuple[float, float]:
@@ -223,7 +224,7 @@ def test_repetitions_of_a_query_do_not_flatter_the_estimate() -> None:
     _, hard = queries(120, 5, hard_share=0.3)
     curves = recalls(hard, 5)
     repeated = [label for turn in range(5) for label in labels(vectors, curves, start=1000.0 * turn)]
-    policy = distill(T, facts(sketch=None), ARMS, repeated, TRAFFIC, FREE)
+    policy = distill(T, facts(sketch=None), ARMS, repeated, TRAFFIC, TOLLED)
     assert policy.trust == Trust.STATIC
 
 
@@ -321,9 +322,9 @@ def repeating(count: int, asked: int, seed: int) -> tuple[list[Label], Callable[
 
 def test_repeated_queries_get_their_own_arm_where_nothing_else_tells_them_apart() -> None:
     known, asked = repeating(200, 5, 5)
-    alone = distill(T, facts(), ARMS, known, TRAFFIC, FREE)
+    alone = distill(T, facts(), ARMS, known, TRAFFIC, TOLLED)
     assert alone.trust == Trust.STATIC
-    policy = distill(T, facts(), ARMS, known, TRAFFIC, FREE, asked=asked)
+    policy = distill(T, facts(), ARMS, known, TRAFFIC, TOLLED, asked=asked)
     assert policy.trust == Trust.QUERY
     assert "100% of the traffic repeats" in policy.reason
     optimizer = SearchOptimizer(Snapshot(1, 0.0, {"t": policy}))
@@ -342,7 +343,7 @@ def test_rare_repetitions_do_not_lower_the_recall_of_new_queries() -> None:
     known, _ = repeating(200, 1, 5)
     names = [vector_name(label.vector or b"") for label in known]
     once = Asked(dict.fromkeys(names, 1), 200)
-    policy = distill(T, facts(), ARMS, known, TRAFFIC, FREE, asked=lambda _: once)
+    policy = distill(T, facts(), ARMS, known, TRAFFIC, TOLLED, asked=lambda _: once)
     assert policy.trust == Trust.STATIC  # nothing returned, so nothing is expected to
 
 
@@ -382,3 +383,19 @@ def test_labels_split_and_shuffled_give_the_same_policy() -> None:
     assert distill(T, facts(), ARMS, twice, TRAFFIC, FREE, asked=asked) == distill(
         T, facts(), ARMS, shuffled, TRAFFIC, FREE, asked=asked
     )
+
+
+def test_repeated_and_new_queries_keep_the_target_each_by_itself() -> None:
+    known = mixed_labels(600, 0)
+    names = [vector_name(label.vector or b"") for label in known]
+    asked = Asked(dict.fromkeys(names[:150], 20) | dict.fromkeys(names[150:], 1), 150 * 20 + 450)
+    policy = distill(T, facts(), ARMS, known, TRAFFIC, FREE, asked=lambda _: asked)
+    assert policy.trust == Trust.QUERY
+    optimizer = SearchOptimizer(Snapshot(1, 0.0, {"t": policy}))
+    repeated = []
+    for label in known[:150]:
+        choice = optimizer.optimize("t", np.frombuffer(label.vector or b"", dtype="<f4"), 10, ())
+        assert choice is not None
+        repeated.append(label.results[choice.arm.name].recall)
+    assert 0.98 <= np.mean(repeated) < 0.99  # not more than was asked for, to make up for others
+    assert outcome(policy)[0] >= 0.975

@@ -110,7 +110,9 @@ def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy)
     extra = {name: np.frombuffer(data, dtype="<f8") for name, data in query.extra.items() if name in _DOUBLES}
     surface = extra["surface"].reshape(-1, arms)
     frame = Frame(query.extra["basis"], query.extra["centre"], 1.0, euclidean=False)
-    sketch = density.Sketch(density.SketchData(query.extra["codes"], query.extra["cells"], float(extra["density"][0]), frame))
+    sketch = density.Sketch(
+        density.SketchData(query.extra["codes"], query.extra["cells"], float(extra["density"][0]), frame)
+    )
     vectors, _ = queries(100, 51)
     points, residues = sketch.projection.many(vectors)
     counts = np.frombuffer(query.weights, dtype="<f4").astype(float)

@@ -1,0 +1,72 @@
+"""What choosing per query costs in the proxy, measured on the policy that is about to be published.
+
+The *toll* of a level (`learning.calibration.LEVELS`) is the time of its lookup.  It depends on the machine,
+the dimensions and how much was learned, so it is not guessed: a few lookups are run and their median counts.
+
+Between two lookups of a live worker other work passes through the caches, and a lookup right after another
+one is up to twice as fast as a client will ever see; so memory of the size of a second-level cache is read in
+between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from learning.calibration import Tolls
+from learning.density import Sketch
+from learning.difficulty import MEMORY_FEATURES
+from learning.lookup import QueryLookup
+from learning.records import QueryPolicy
+
+_LOOKUPS = 40
+_BETWEEN = np.zeros(1 << 18)  # 2 MB
+
+_SKETCH_KEYS = frozenset({"codes", "cells", "density"})
+_DOUBLE = 8  # bytes
+
+
+def measure(policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping[bytes, Sketch]) -> Tolls:
+    """Return the tolls of the levels up to the policy's own; those it does not have are 0.
+
+    Parameters
+    ----------
+    vectors
+        Some that it was made from [n, dimensions], at least one.
+    sketches
+        Indexes that exist already, by digest.
+    """
+    some = [vectors[i % len(vectors)] for i in range(_LOOKUPS)]
+    new = [vector * np.float32(0.999) for vector in some]  # other bytes, hardly another place
+    repeated = _median_ms(policy, some, sketches)
+    if "slope" not in policy.extra:
+        return repeated, 0.0, 0.0
+    everything = _median_ms(policy, new, sketches)
+    if "codes" not in policy.extra:
+        return repeated, max(0.0, everything - repeated), 0.0
+    memory = max(repeated, _median_ms(_without_sketch(policy), new, {}))
+    return repeated, memory - repeated, max(0.0, everything - memory)
+
+
+def _median_ms(
+    policy: QueryPolicy, vectors: Sequence[NDArray[np.float32]], sketches: Mapping[bytes, Sketch]
+) -> float:
+    lookup = QueryLookup(policy, dict(sketches))
+    seconds = []
+    for vector in vectors:
+        _BETWEEN.sum()
+        started = time.perf_counter()
+        lookup.choose(vector)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(seconds))
+
+
+def _without_sketch(policy: QueryPolicy) -> QueryPolicy:
+    """Return the policy as if no sketch had been there: what it chooses means nothing."""
+    extra = {key: data for key, data in policy.extra.items() if key not in _SKETCH_KEYS}
+    extra["slope"] = extra["slope"][-MEMORY_FEATURES * _DOUBLE :]
+    return msgspec.structs.replace(policy, extra=extra)
