@@ -22,7 +22,7 @@ In touch with the world:
     upstream        side connections to the database                 inventory   indexes, confirmed by EXPLAIN
     plans           reading EXPLAIN                                   tablestats  value shares, row samples
     binding         any argument as a parameter                      probe       one query measured
-    ratings         a user's rating, taken to the server
+    ratings         a user's rating, taken to the server              tolls       what a lookup takes here
     measuring       one measurement after another                    registry    what is known of templates
     store           SQLite                                            metrics     for Prometheus
     worker          the learner's process

@@ -75,7 +75,7 @@ def test_the_tolls_of_every_level_are_measured() -> None:
     repeated, memory, sketch = tolls.measure(policy.query, vectors, {})
     assert 0.0 < repeated < 5.0
     assert 0.0 <= memory < 5.0
-    assert 0.0 < sketch < 5.0
+    assert 0.0 <= sketch < 5.0
     assert QueryLookup(policy.query, {}).choose(vectors[0]) is not None  # nothing was changed
 
 
