@@ -444,6 +444,21 @@ class Table(Section):
         downside="As for learning.min_samples.",
         ge=1,
     )
+    learning_rate: float | None = option(
+        None,
+        "Share of its weight that a measured query loses on this table; left out: learning.learning_rate.",
+        unit="share, 0 to below 1",
+        downside="As for learning.learning_rate.",
+        ge=0.0,
+        lt=1.0,
+    )
+    trajectory_window: int | None = option(
+        None,
+        "Recent queries of this table to draw from; left out: learning.trajectory_window.",
+        unit="queries",
+        downside="As for learning.trajectory_window.",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +470,8 @@ class TableOptions:
     target_recall: float
     optimize_for: OptimizeFor
     min_samples: int
+    learning_rate: float
+    trajectory_window: int
 
 
 class Log(Section):
@@ -559,6 +576,38 @@ class Auth(Section):
         return redact_dsn(self.query_dsn.get_secret_value()) if self.query_dsn else None
 
 
+class Sql(Section):
+    """Functions and settings that clients use from SQL; docs/sql.md describes them."""
+
+    enabled: bool = option(
+        True,
+        "Whether the proxy answers ruvector_...() functions and ruvector.... settings itself.",
+        downside=(
+            "Switched off, they all go to the server, which knows them only if an extension of that name "
+            "is installed. Switched on, the proxy's functions win over an extension's unless they are "
+            "called with a schema (public.ruvector_learning_stats)."
+        ),
+    )
+    manager: str = option(
+        "",
+        "Role whose members may change the learning of any table, not only of those that they own.",
+        downside="Its members can switch learning off, and forget what was learned, on every table.",
+    )
+    report_query_id: bool = option(
+        False,
+        "Whether clients are told the id of each adapted query as ParameterStatus ruvector.last_query_id.",
+        downside="A driver that logs or refuses unknown parameters may mind; 80 bytes more for each query.",
+    )
+    max_measurements: int = option(
+        1,
+        "Calls of ruvector_auto_tune, ruvector_benchmark_... and ruvector_ground_truth at the same time.",
+        unit="calls",
+        downside="Each keeps one connection of the server busy, and disturbs what the others measure.",
+        ge=1,
+        le=100,
+    )
+
+
 class Limits(Section):
     """How long to wait."""
 
@@ -606,6 +655,7 @@ class Config(Section):
     store: Store = Store()
     learning: Learning = Learning()
     auth: Auth = Auth()
+    sql: Sql = Sql()
     limits: Limits = Limits()
     log: Log = Log()
     tables: dict[TableName, Table] = Field(default={}, description=Table.__doc__)
@@ -621,6 +671,10 @@ class Config(Section):
             target_recall=common.target_recall if own.target_recall is None else own.target_recall,
             optimize_for=common.optimize_for if own.optimize_for is None else own.optimize_for,
             min_samples=common.min_samples if own.min_samples is None else own.min_samples,
+            learning_rate=common.learning_rate if own.learning_rate is None else own.learning_rate,
+            trajectory_window=(
+                common.trajectory_window if own.trajectory_window is None else own.trajectory_window
+            ),
         )
 
     def to_json(self) -> str:

@@ -16,6 +16,9 @@ from learning.records import Snapshot, Template, Trajectory
 MAX_FRAME = 256 * 1024 * 1024
 """Bytes; a snapshot with 1,000 patterns of 1536 dimensions takes 6 MB."""
 
+ASK_VERSION = 1
+"""Of questions and answers: a learner that finds another one says so instead of guessing."""
+
 _LENGTH = struct.Struct("!I")
 
 
@@ -55,13 +58,71 @@ class Rated(msgspec.Struct, frozen=True, tag="rated"):
     irrelevant: tuple[str, ...] = ()
 
 
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """A client called a function; the answers to come bear its number.
+
+    `arguments` is a JSON object by argument name; `table` and `index` are resolved names, unquoted.
+    """
+
+    number: int
+    function: str
+    arguments: bytes
+    database: str
+    username: str
+    table: str = ""
+    relation: int = 0  # the table's OID
+    index: str = ""
+    version: int = ASK_VERSION
+
+
+class Abandon(msgspec.Struct, frozen=True, tag="abandon"):
+    """Nobody waits for the answer to a question any more."""
+
+    number: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far the work on a question has got, in words."""
+
+    number: int
+    text: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why a question cannot be answered, as PostgreSQL says such things."""
+
+    sqlstate: str
+    message: str
+    hint: str = ""
+    detail: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """The answer to a question: JSON, a value or a list of objects; or the problem with it."""
+
+    number: int
+    answer: bytes = b"null"
+    problem: Problem | None = None
+
+
 class Publish(msgspec.Struct, frozen=True, tag="publish"):
     """The learner's current policy."""
 
     snapshot: Snapshot
 
 
-Frame = Hello | TemplateSeen | TrajectoryBatch | InjectionFailed | Rated | Publish
+Frame = (
+    Hello
+    | TemplateSeen
+    | TrajectoryBatch
+    | InjectionFailed
+    | Rated
+    | Ask
+    | Abandon
+    | Progress
+    | Answer
+    | Publish
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

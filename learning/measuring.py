@@ -82,7 +82,7 @@ class Measuring:
     def __init__(self, config: Config, registry: Registry, store: Store, metrics: LearnerMetrics) -> None:
         if config.learner.dsn is None:
             raise ValueError("the learner needs learner.dsn")
-        self._config = config
+        self.config = config  # replaced where a client sets options of a table
         self._registry = registry
         self._store = store
         self._metrics = metrics
@@ -101,6 +101,7 @@ class Measuring:
         self._rng = np.random.default_rng()
         self._audit_next = False
         self._work = asyncio.Event()
+        self._busy = asyncio.Lock()  # the side connection does one thing at a time
         self._sessions = (0.0, 0)  # when counted, active sessions
         self._granted = -math.inf  # when credit was last granted for a change
         self._rated: deque[tuple[Rated, float]] = deque(maxlen=_RATINGS)  # with when they are given up
@@ -197,8 +198,23 @@ class Measuring:
             return _IDLE
         return self._pace.pace * (time.perf_counter() - started)
 
+    async def measure_now(self, state: TemplateState, trajectory: Trajectory) -> bool:
+        """Measure a query because a client asks for it; what it costs is not taken from the credit."""
+        if state.confirmed is None or state.tracker is None:
+            return False
+        known, started = len(state.labelled), time.perf_counter()
+        await self._guarded(state, lambda state: self._label(state, trajectory, uniform=False))
+        elapsed = time.perf_counter() - started
+        self._bucket.grant(elapsed, time.monotonic())
+        await asyncio.sleep(self._pace.pace * elapsed)
+        return len(state.labelled) > known
+
     async def _guarded(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
         """Do something on the server for one template, and deal with trouble.  False: not possible now."""
+        async with self._busy:
+            return await self._done(state, work)
+
+    async def _done(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
         database = state.template.database
         self._used = self._upstream
         try:
@@ -302,13 +318,13 @@ class Measuring:
 
     def target(self, table: str) -> float:
         """Return the recall to aim at for a table: as configured, or more where users reported misses."""
-        return self.ratings[table].target(self._config.table(table).target_recall)
+        return self.ratings[table].target(self.config.table(table).target_recall)
 
     async def _changed(self, state: TemplateState, change: Change) -> None:
         """Forget what no longer holds, hold a safe arm, and grant the credit for measuring anew."""
         assert state.confirmed is not None
         now = time.monotonic()
-        table = self._config.table(state.table)
+        table = self.config.table(state.table)
         by_recall = change.kind in (Kind.MIX, Kind.RECALL)
         arm = safe_arm(
             state.confirmed.arms,
@@ -335,7 +351,7 @@ class Measuring:
         self._metrics.drifts.labels(table=state.table, kind=change.kind.value).inc()
         if now - self._granted >= _GRANT_EVERY:
             self._granted = now
-            self._bucket.grant(self._config.learner.starting_credit / 2, now)
+            self._bucket.grant(self.config.learner.starting_credit / 2, now)
 
     def derived(self, state: TemplateState) -> None:
         """A policy was derived: note where it rests on new measurements again."""
@@ -366,7 +382,7 @@ class Measuring:
         now = time.monotonic()
         if state.phase is Phase.OFF:  # while the server was asked
             return
-        if isinstance(answer, Confirmed) and not self._config.table(answer.facts.table).adaptive_search:
+        if isinstance(answer, Confirmed) and not self.config.table(answer.facts.table).adaptive_search:
             await self.switch_off(state, answer.facts.table)
         elif isinstance(answer, Confirmed):
             if state.phase is not Phase.CONFIRMED:
@@ -379,14 +395,14 @@ class Measuring:
             backlog = tuple(state.backlog)
             state.backlog.clear()
             for trajectory in backlog:
-                state.record(trajectory, self._config.learning.trajectory_window, now)
+                state.record(trajectory, self.config.table(answer.facts.table).trajectory_window, now)
         else:
             if state.policy is None or state.policy.reason != answer.reason:
                 log.warning("queries are left alone because %s: %s", answer.reason, state.template.sql)
             state.leave_alone(answer.reason, answer.table, now)
 
     def _wants_sketch(self, state: TemplateState) -> bool:
-        if state.confirmed is None or self._config.learning.anonymize or len(state.labels) < _SKETCH_AFTER:
+        if state.confirmed is None or self.config.learning.anonymize or len(state.labels) < _SKETCH_AFTER:
             return False
         rows = state.confirmed.facts.rows
         fresh = (
@@ -526,7 +542,7 @@ class Measuring:
                 context=state.tracker.context(trajectory),
                 uniform=uniform,
                 plan=plan,
-                keep_vector=not self._config.learning.anonymize,
+                keep_vector=not self.config.learning.anonymize,
             )
         finally:
             self._spent(time.perf_counter() - started)

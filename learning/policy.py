@@ -49,7 +49,7 @@ def derivation(
     options = Options(
         target_recall=target,
         optimize_for=table.optimize_for,
-        learning_rate=config.learning.learning_rate,
+        learning_rate=table.learning_rate,
         min_samples=table.min_samples,
     )
     arms, labels, traffic = state.confirmed.arms, tuple(state.labels), state.traffic.rounded()

@@ -159,6 +159,14 @@ class QueryPolicy(msgspec.Struct, frozen=True):
     extra: dict[str, bytes] = {}  # room for further evidence (density sketch), by name
 
 
+class ArmEstimate(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of one arm over all queries of a template; `recall` is negative where nothing is."""
+
+    recall: float
+    error: float  # standard error of the recall
+    ms: float
+
+
 class TemplatePolicy(msgspec.Struct, frozen=True):
     """Everything a worker needs in order to choose an arm for a query of one template."""
 
@@ -178,6 +186,7 @@ class TemplatePolicy(msgspec.Struct, frozen=True):
     query: QueryPolicy | None = None
     min_k: int = 1  # evidence covers k in [min_k, max_k]; outside, effort is raised to at least k
     max_k: int = 1 << 30
+    outlook: tuple[ArmEstimate, ...] = ()  # by arm; for clients that ask for another target
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ BACKLOG = 100  # queries kept of a new template until the server was asked about
 
 _FIRST_RECHECK, _LAST_RECHECK = 2.0, 600.0
 _RECHECK_CONFIRMED = 300.0
+_PRIOR = 10.0  # labels at which a context is believed by half
 _COMMON = 0.05  # share of the traffic from which a k counts
 _WITNESSES, _LOOKED_AT = 4, 200  # queries shown to EXPLAIN, out of the latest
 
@@ -229,6 +230,32 @@ class TemplateState:
         self.recheck_at = now + _RECHECK_CONFIRMED
         self.failures = 0
         self.unpublished += 1  # what is known may lead to another policy now
+
+    def forget_traffic(self) -> None:
+        """Forget the queries seen so far."""
+        if self.tracker is not None:
+            self.tracker = self.tracker.emptied()
+        self.traffic = Traffic()
+        self.backlog.clear()
+        self.unaudited = 0
+
+    def wake_up(self) -> None:
+        """Ask the server about the template again, with its next query, though it was switched off."""
+        self.phase = Phase.NEW
+        self.policy = None
+        self.recheck_at, self.recheck_after = 0.0, _FIRST_RECHECK
+
+    def prune(self, least: int, confidence: float) -> None:
+        """Forget the labels of contexts with fewer than `least`, or with less confidence n / (n + 10)."""
+        kept = [
+            label
+            for label in self.labels
+            if (n := self.label_counts[label.context]) >= least and n / (n + _PRIOR) >= confidence
+        ]
+        if len(kept) < len(self.labels):
+            self.drop_labels()
+            self.keep_labels(kept)
+            self.unpublished += 1
 
     def leave_alone(self, reason: str, table: str, now: float, *, forever: bool = False) -> None:
         """Set the policy that leaves queries as they came, and drop what is known of them."""

@@ -14,11 +14,23 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from learning.channel import ChannelError, Frame, FrameReader
+from learning.channel import ChannelError, Frame, FrameReader, encode
 
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 256 * 1024
+
+
+class Peer:
+    """One worker, to be answered."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame, if the worker is still there."""
+        if not self._writer.transport.is_closing():
+            self._writer.write(encode(frame))
 
 
 class ChannelServer:
@@ -29,10 +41,18 @@ class ChannelServer:
     path
         Of the socket; only the owner may connect.  A stale socket is replaced.
     receive
-        Called with every frame, in order of arrival; must not block.
+        Called with every frame, in order of arrival, and with its sender; must not block.
+    gone
+        Called with a sender that has gone.
     """
 
-    def __init__(self, path: Path, receive: Callable[[Frame], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        receive: Callable[[Frame, Peer], None],
+        gone: Callable[[Peer], None] = lambda peer: None,
+    ) -> None:
+        self._gone = gone
         self._path = path
         self._receive = receive
         self._server: asyncio.Server | None = None
@@ -80,8 +100,9 @@ class ChannelServer:
         assert task is not None
         self._connections.add(task)
         sender = asyncio.create_task(self._send(writer))
+        peer = Peer(writer)
         try:
-            await self._read(reader)
+            await self._read(reader, peer)
         except (ChannelError, OSError) as error:
             log.error("connection of a worker dropped: %s", error)
         except asyncio.CancelledError:
@@ -89,13 +110,14 @@ class ChannelServer:
         finally:
             sender.cancel()
             writer.transport.abort()
+            self._gone(peer)
             self._connections.discard(task)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, reader: asyncio.StreamReader, peer: Peer) -> None:
         frames = FrameReader()
         while data := await reader.read(_READ_SIZE):
             for frame in frames.feed(data):
-                self._receive(frame)
+                self._receive(frame, peer)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         sent: bytes | None = None

@@ -20,17 +20,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from config.schema import Config
+from config.schema import Config, Table
+from learning.answers import with_outlook
 from learning.channel import (
+    Abandon,
+    Answer,
+    Ask,
     Frame,
     Hello,
     InjectionFailed,
+    Progress,
     Publish,
     Rated,
     TemplateSeen,
@@ -39,13 +44,23 @@ from learning.channel import (
 )
 from learning.drift import World
 from learning.exchange import Document, ExchangeError, decode
+from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.patterns import TakenIn, known, take_in
-from learning.policy import ENOUGH_NEW, Publication, derivation, material, permitted, summary
+from learning.policy import (
+    ENOUGH_NEW,
+    OFF_BY_CONFIGURATION,
+    Publication,
+    derivation,
+    material,
+    permitted,
+    summary,
+)
 from learning.records import Trust
 from learning.registry import Phase, Registry, TemplateState
-from learning.server import ChannelServer
+from learning.server import ChannelServer, Peer
+from learning.service import Service
 from learning.sqlite_file import StoredTemplate
 from learning.store import Store
 
@@ -103,7 +118,8 @@ class Learner:
             max_size=config.store.max_size * 1e6,
         )
         self._measuring = Measuring(config, self._registry, self._store, metrics)
-        self._server = ChannelServer(socket_path, self._receive)
+        self._service = Service(Functions(self).handlers(), config.sql.max_measurements)
+        self._server = ChannelServer(socket_path, self._receive, self._service.gone)
         self._publication = Publication()
 
     async def start(self) -> None:
@@ -112,6 +128,7 @@ class Learner:
         now = time.monotonic()
         self._publication.version = kept.version
         self._measuring.ratings.restore(kept.notes)
+        self._restore_overrides(kept.notes)
         for stored in kept.templates:
             if stored.table and not self._config.table(stored.table).adaptive_search:
                 await self._store.forget(stored.template.key)
@@ -127,7 +144,7 @@ class Learner:
                 state.watch.world = msgspec.msgpack.decode(world, type=World)
             state.keep_labels(kept.labels.get(stored.template.key, ()))
             for trajectory in kept.trajectories.get(stored.template.key, ()):
-                state.record(trajectory, self._config.learning.trajectory_window, now)
+                state.record(trajectory, self._window(state), now)
         await self._server.start()
         if kept.snapshot is not None:
             restored = permitted(kept.snapshot, self._config)
@@ -150,9 +167,66 @@ class Learner:
     async def close(self) -> None:
         """Stop listening, cancel what is under way on the server, write what is new."""
         await self._server.close()
+        await self._service.close()
         await self._measuring.close()
         await self._save()
         await self._store.close()
+
+    # --- what clients ask for ---
+
+    async def override(self, table: str, changes: Mapping[str, object]) -> None:
+        """Put other options of a table in force, and keep them; they win over the configuration file.
+
+        Raises
+        ------
+        ValueError
+            A value is out of its range.
+        """
+        own = self._config.tables.get(table, Table())
+        changed = Table.model_validate({**own.model_dump(), **changes})
+        self._adopt(table, changed)
+        options = changed.model_dump(exclude_none=True)
+        self._measuring.news.notes[f"sql:{table}"] = msgspec.msgpack.encode(options)
+        for state in self._registry:
+            if state.table == table:
+                state.unpublished += 1
+                if self._config.table(table).adaptive_search:
+                    if state.policy is not None and state.policy.reason == OFF_BY_CONFIGURATION:
+                        state.wake_up()
+                else:
+                    await self._measuring.switch_off(state, table)
+
+    def _adopt(self, table: str, options: Table) -> None:
+        tables = {**self._config.tables, table: options}
+        self._config = self._config.model_copy(update={"tables": tables})
+        self._measuring.config = self._config
+
+    def _restore_overrides(self, notes: Mapping[str, bytes]) -> None:
+        for name, note in notes.items():
+            kind, _, table = name.partition(":")
+            if kind == "sql" and note:
+                try:
+                    own = self._config.tables.get(table, Table()).model_dump()
+                    kept = msgspec.msgpack.decode(note, type=dict[str, Any])
+                    self._adopt(table, Table.model_validate({**own, **kept}))
+                except ValueError as error:
+                    log.warning("options of %s set from SQL cannot be read and are gone: %s", table, error)
+
+    async def clear(self, state: TemplateState) -> None:
+        """Forget what was learned about a template; it is learned about anew."""
+        state.begin_anew(None)
+        state.forget_traffic()
+        state.policy = None
+        self._measuring.news.forget(state.template.key)
+        await self._store.forget(state.template.key)
+        self._measuring.news.templates[state.template.key] = StoredTemplate(state.template, table=state.table)
+
+    async def derive(self, states: Sequence[TemplateState]) -> None:
+        """Derive the policies of some templates now, and publish them."""
+        for state in states:
+            if state.confirmed is not None and state.labels:
+                await self._distil(state)
+        await self._publish()
 
     # --- exchange ---
 
@@ -175,7 +249,28 @@ class Learner:
 
     # --- serve ---
 
-    def _receive(self, frame: Frame) -> None:
+    @property
+    def registry(self) -> Registry:
+        """The templates."""
+        return self._registry
+
+    @property
+    def measuring(self) -> Measuring:
+        """What measures."""
+        return self._measuring
+
+    @property
+    def dsn(self) -> str:
+        """Where side connections go."""
+        assert self._config.learner.dsn is not None
+        return self._config.learner.dsn.get_secret_value()
+
+    @property
+    def version(self) -> int:
+        """Version of the policy that was published last."""
+        return self._publication.version
+
+    def _receive(self, frame: Frame, peer: Peer) -> None:
         match frame:
             case TrajectoryBatch():
                 self._received_trajectories(frame)
@@ -188,6 +283,12 @@ class Learner:
                 self._injection_failed(frame)
             case Hello(pid, version):
                 log.debug("worker %d connected with policy %d", pid, version)
+            case Ask():
+                self._service.receive(frame, peer)
+            case Abandon():
+                self._service.abandon(frame, peer)
+            case Progress() | Answer():
+                log.error("a worker sent an answer; it was ignored")
             case Publish():
                 log.error("a worker sent a policy; it was ignored")
 
@@ -202,10 +303,13 @@ class Learner:
                 self._metrics.dropped.labels(reason="unknown template").inc()
                 continue
             self._registry.touch(trajectory.template)
-            state.record(trajectory, self._config.learning.trajectory_window, now)
+            state.record(trajectory, self._window(state), now)
         if batch.trajectories:
             self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
             self._measuring.wake()
+
+    def _window(self, state: TemplateState) -> int:
+        return self._config.table(state.table or state.template.relation).trajectory_window
 
     def _injection_failed(self, failure: InjectionFailed) -> None:
         state = self._registry.get(failure.template)
@@ -238,6 +342,7 @@ class Learner:
         try:
             ratings = self._measuring.ratings[state.table]
             policy = await asyncio.to_thread(derivation(state, self._config, ratings))
+            policy = with_outlook(policy, tuple(state.labels))
         except Exception:  # the policy in force stays; the others go on
             log.exception("deriving the policy of %s failed", state.table)
             return

@@ -8,21 +8,26 @@ back-off, and traffic goes on with the policy that was last received.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from learning import channel
 from learning.optimizer import SearchOptimizer
 from learning.records import Snapshot, Trajectory
-from proxy.session.adaptation import Adapter, Execution
+from proxy.interface.questions import Question
+from proxy.interface.records import RefusalError
+from proxy.session.adaptation import Adapter, Answered, Execution, Told
 
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS: Final = 0.1
 _MAX_BATCH: Final = 100  # executions turned into trajectories in one go: a few milliseconds of the event loop
+_FIRST_LINK_SECONDS: Final = 3.0  # that a call waits for the learner while the proxy starts
 _BACKOFF: Final = (0.1, 5.0)  # first and longest wait, seconds
 _MAX_TEMPLATES: Final = 10_000  # announced per link; an application with more is not learned from any further
 
@@ -40,6 +45,12 @@ class LearnerLink:
         self._announced: set[str] = set()
         self._dropped = 0
         self._optimizer: SearchOptimizer | None = None
+        self._writer: asyncio.StreamWriter | None = None  # while the link is up
+        self._waiting: dict[int, tuple[Told, Answered]] = {}  # questions under way
+        self._number = 0
+        self._up = asyncio.Event()
+        self._was_up = False
+        adapter.consult = self.consult
         adapter.record = self.record
         adapter.injection_failed = self.injection_failed
 
@@ -64,6 +75,85 @@ class LearnerLink:
     def rated(self, query_id: bytes, relevant: tuple[str, ...], irrelevant: tuple[str, ...]) -> None:
         """Queue what a user said about the results of a query."""
         self._rated.append(channel.Rated(query_id, relevant, irrelevant))
+
+    # -- questions of clients ------------------------------------------------------------------------
+
+    def consult(self, question: Question, told: Told, answered: Answered) -> Callable[[], None]:
+        """Ask the learner; return what gives the question up."""
+        writer = self._writer
+        if writer is None:
+            return self._consult_later(question, told, answered)
+        self._number += 1
+        number = self._number
+        self._waiting[number] = (told, answered)
+        writer.write(
+            channel.encode(
+                channel.Ask(
+                    number=number,
+                    function=question.function,
+                    arguments=json.dumps(question.arguments).encode(),
+                    database=question.database,
+                    username=question.username,
+                    table=question.table,
+                    relation=question.relation,
+                    index=question.index,
+                )
+            )
+        )
+
+        def give_up() -> None:
+            if self._waiting.pop(number, None) is not None and self._writer is writer:
+                writer.write(channel.encode(channel.Abandon(number)))
+
+        return give_up
+
+    def _consult_later(self, question: Question, told: Told, answered: Answered) -> Callable[[], None]:
+        """Ask once the link is up for the first time, which takes a moment; refuse if it was up before."""
+        wait = 0.0 if self._was_up else _FIRST_LINK_SECONDS
+
+        async def ask() -> None:
+            try:
+                async with asyncio.timeout(wait):
+                    await self._up.wait()
+            except TimeoutError:
+                answered(_away(question.function))
+            else:
+                withdraw.append(self.consult(question, told, answered))
+
+        def give_up() -> None:
+            task.cancel()
+            for one in withdraw:
+                one()
+
+        withdraw: list[Callable[[], None]] = []
+        task = asyncio.get_running_loop().create_task(ask())
+        return give_up
+
+    def _told(self, frame: channel.Progress | channel.Answer) -> None:
+        """The learner has said something about a question."""
+        if isinstance(frame, channel.Progress):
+            waiting = self._waiting.get(frame.number)
+            if waiting is not None:
+                waiting[0](frame.text)
+            return
+        waiting = self._waiting.pop(frame.number, None)
+        if waiting is None:
+            return
+        problem = frame.problem
+        if problem is None:
+            waiting[1](json.loads(frame.answer))
+        else:
+            waiting[1](
+                RefusalError(problem.sqlstate, problem.message, hint=problem.hint, detail=problem.detail)
+            )
+
+    def _lost(self) -> None:
+        """The link is down: nothing that was asked will be answered."""
+        self._writer = None
+        self._up.clear()
+        waiting, self._waiting = self._waiting, {}
+        for _, answered in waiting.values():
+            answered(_away("the function"))
 
     # -- the link ----------------------------------------------------------------------------------
 
@@ -99,6 +189,9 @@ class LearnerLink:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._announced.clear()
+        self._writer = writer
+        self._was_up = True
+        self._up.set()
         writer.write(channel.encode(channel.Hello(pid=os.getpid(), policy_version=self._version())))
         both = [asyncio.create_task(self._send(writer)), asyncio.create_task(self._receive(reader))]
         try:
@@ -107,6 +200,7 @@ class LearnerLink:
             for task in ended:
                 task.result()
         finally:
+            self._lost()
             for task in both:
                 task.cancel()
             await asyncio.gather(*both, return_exceptions=True)
@@ -147,6 +241,8 @@ class LearnerLink:
             for frame in frames.feed(data):
                 if isinstance(frame, channel.Publish):
                     await self._adopt(frame.snapshot)
+                elif isinstance(frame, channel.Progress | channel.Answer):
+                    self._told(frame)
         raise ConnectionResetError("the learner closed the link")
 
     async def _adopt(self, snapshot: Snapshot) -> None:
@@ -160,3 +256,11 @@ class LearnerLink:
         self._optimizer = optimizer
         self._adapter.swap(optimizer, snapshot.version)
         log.debug("policy %d in force: %d templates", snapshot.version, len(snapshot.templates))
+
+
+def _away(function: str) -> RefusalError:
+    return RefusalError(
+        "57P03",
+        f"{function} cannot be answered now: the proxy's learner is not reachable",
+        hint="Queries are served meanwhile. Try again in some seconds; the proxy's log says why it is away.",
+    )

@@ -30,10 +30,12 @@ from proxy.auth.frontend import MAX_MESSAGE as MAX_FROM_CLIENT
 from proxy.auth.frontend import Credentials
 from proxy.auth.refusal import Cause, Refusal, timeout
 from proxy.auth.relayed import RelayedAuthentication
+from proxy.interface.questions import Question
 from proxy.net import messages
 from proxy.net.arrival import Arrival
 from proxy.net.authentication import Authenticator, Inbox
 from proxy.net.client_tls import PLAIN, ClientTLS
+from proxy.net.consultation import Consultation
 from proxy.net.farewell import Farewells, close_soon
 from proxy.net.preamble import Request
 from proxy.net.server_side import HIGH_WATER, UpstreamConnection, tune
@@ -71,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         "_authenticator",
         "_buffer",
         "_client_tls",
+        "_consultation",
         "_eof",
         "_farewells",
         "_inbox",
@@ -111,6 +114,7 @@ class ClientConnection(asyncio.Protocol):
         self._inbox: Inbox | None = None  # while the proxy authenticates the client
         self.authentication: RelayedAuthentication | None = None  # while a relayed one is watched
         self._limit: asyncio.TimerHandle | None = None
+        self._consultation: Consultation | None = None  # what the learner is asked
         self.state = State.STARTUP
         self.session: Session | None = None
         self._arrival: Arrival  # from connection_made on
@@ -146,6 +150,8 @@ class ClientConnection(asyncio.Protocol):
                 return
             if out:
                 upstream.transport.write(out)
+            if self.session.calling:
+                self.serve_call()
             if self.session.keeps_bind:
                 asyncio.get_running_loop().call_later(_BIND_PATIENCE, self._release)
         elif self._inbox is not None:
@@ -156,6 +162,58 @@ class ClientConnection(asyncio.Protocol):
             self._arrive(data)
         elif self.state is not State.CLOSED:
             self._buffer += data
+
+    def serve_call(self) -> None:
+        """Move on with a statement that calls the proxy's functions; the client is not read meanwhile."""
+        session, upstream = self.session, self.upstream
+        if session is None or upstream is None or self.transport is None:
+            return
+        session.proceed()
+        self._deliver()
+        if session.calling:
+            self.transport.pause_reading()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+            if self._eof:
+                self.eof_received()
+
+    def _deliver(self) -> None:
+        """Write what a procedure has to say, and ask what it has to ask."""
+        session, upstream = self.session, self.upstream
+        if session is None or upstream is None or self.transport is None:
+            return
+        if session.resend:
+            again, session.resend = session.resend, b""
+            upstream.transport.write(again)
+        if session.abandoned:
+            session.abandoned = False
+            self._give_up()
+        question = session.question
+        if question is not None:
+            session.question = None
+            self._consult(question)
+
+    def _consult(self, question: Question) -> None:
+        assert self.transport is not None
+        consultation = Consultation(question, self.transport.write, self._lose_patience, self._answered)
+        self._consultation = consultation
+        consultation.begin(self._adapter.consult)
+
+    def _answered(self, outcome: object) -> None:
+        self._consultation = None
+        if self.session is not None and self.state is State.RELAYING:
+            self.session.answered(outcome)
+            self.serve_call()
+
+    def _lose_patience(self) -> None:
+        if self.session is not None and self.state is State.RELAYING:
+            self.session.lose_patience()
+            self._deliver()
+
+    def _give_up(self) -> None:
+        if self._consultation is not None:
+            consultation, self._consultation = self._consultation, None
+            consultation.give_up()
 
     def _release(self) -> None:
         """Send a Bind that is kept though nothing follows it: the client may wait for an error in it."""
@@ -174,6 +232,8 @@ class ClientConnection(asyncio.Protocol):
         if self.state is State.RELAYING:
             assert self.upstream is not None
             assert self.session is not None
+            if self.session.calling:
+                return True  # passed on when the call is over
             rest = self.session.client_ended()
             if rest:
                 self.upstream.transport.write(rest)
@@ -409,6 +469,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self.state = State.CLOSED
         self._stop_clock()
+        self._give_up()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         self._task = None

@@ -80,7 +80,9 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if out:
             client.transport.write(out)
-        if session.resend:
+        if session.calling:
+            client.serve_call()
+        elif session.resend:
             again, session.resend = session.resend, b""
             self.transport.write(again)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from config.schema import Config
 from proxy.auth.lookup import lasting_secret
+from proxy.interface.options import Interface
 from proxy.net import certificates
 from proxy.net.authentication import Authenticator
 from proxy.net.client_tls import ClientTLS
@@ -48,7 +49,15 @@ async def run(
     """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time."""
     _calm_garbage_collector()
     sys.setswitchinterval(_SWITCH_SECONDS)
-    adapter = Adapter(metrics.counters, enabled=config.learning.enabled)
+    interface = Interface(
+        enabled=config.sql.enabled,
+        manager=config.sql.manager,
+        report_query_id=config.sql.report_query_id,
+        target_recall=config.learning.target_recall,
+        optimize_for=config.learning.optimize_for,
+        reads_settings=config.sql.enabled,
+    )
+    adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=interface)
     adapter.observe = metrics.observe
     upstream = Upstream.create(config.upstream, config.limits.connect_timeout)
     for_clients = certificates.for_clients(config.listen)

@@ -16,9 +16,16 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from learning import naming
 from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, Trajectory, Trust, Value
+from learning.steering import steered
 from learning.values import canonical
+from proxy.interface.options import Interface
+from proxy.interface.questions import Question
+from proxy.interface.records import RefusalError
+from proxy.interface.rewriting import Rewriter
+from proxy.interface.settings import NOTHING, Steering, without_clause
 from proxy.session.counters import Counters
 from proxy.session.injection import valid_settings
 from proxy.sql import Recogniser, Scope, Statement, VectorQuery
@@ -29,6 +36,16 @@ _UNKNOWN: Final = Choice(arm=AS_IS, trust=Trust.OBSERVE, expected_recall=None, r
 
 Parameters = Sequence[tuple[int, bytes | memoryview | None]]
 """Bound parameters: (format code, bytes); None is NULL."""
+
+
+Told = Callable[[str], None]
+"""Called with each report of progress."""
+
+Answered = Callable[[object], None]
+"""Called once with the answer (JSON values), or with a RefusalError."""
+
+Consult = Callable[[Question, Told, Answered], Callable[[], None]]
+"""Asks the learner; returns what gives the question up."""
 
 
 class BoundQuery:
@@ -129,16 +146,36 @@ def _ignore_failure(template: str, sqlstate: str, message: str) -> None:
     """Reporter of failed injections in use while no learner is configured."""
 
 
+def _no_learner(question: Question, told: Told, answered: Answered) -> Callable[[], None]:
+    """What answers calls while no learner is configured."""
+    answered(
+        RefusalError(
+            "55000",
+            f"{question.function} cannot be answered: this proxy runs without a learner",
+            hint="Set learner.dsn in the proxy's configuration.",
+        )
+    )
+    return lambda: None
+
+
 class Adapter:
     """Chooses settings for recognised queries and reports how they went."""
 
-    def __init__(self, counters: Counters, *, enabled: bool = True) -> None:
+    def __init__(
+        self, counters: Counters, *, enabled: bool = True, interface: Interface | None = None
+    ) -> None:
+        self.interface = interface if interface is not None else Interface()
+        self.consult: Consult = _no_learner
         self.counters = counters
         self.enabled = enabled
         self.record: Callable[[Execution], None] = _ignore_execution
         self.observe: Callable[[str, str, str, float, float], None] = _ignore_observation
         self.injection_failed: Callable[[str, str, str], None] = _ignore_failure
-        self._recogniser = Recogniser()
+        on = self.interface.enabled
+        self._recogniser = Recogniser(
+            rewrite=Rewriter(self.interface.defaults) if on else None,
+            without_clause=without_clause if on else None,
+        )
         self.accepted: set[Settings] = set()  # by the server, once at least
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))
@@ -159,8 +196,13 @@ class Adapter:
         """Return what the session must know about a text; a dictionary lookup for one seen before."""
         return self._recogniser.recognise(sql, scope)
 
-    def bind(self, query: VectorQuery, parameters: Parameters) -> BoundQuery:
-        """Decode a query's arguments and choose its settings."""
+    def adapts(self, query: VectorQuery) -> bool:
+        """Tell whether queries of this kind get settings at all."""
+        policy = self._optimizer.template(query.template.key)
+        return policy is not None and policy.trust is not Trust.OBSERVE and self.enabled
+
+    def bind(self, query: VectorQuery, parameters: Parameters, steering: Steering = NOTHING) -> BoundQuery:
+        """Decode a query's arguments and choose its settings; `steering` is what the client has asked for."""
         bound = BoundQuery(query)
         key = query.template.key
         policy = self._optimizer.template(key)
@@ -172,12 +214,17 @@ class Adapter:
             return bound
         if policy is None or not self.enabled or key in self._switched_off:
             return bound
+        if steering.adaptive_search is False:
+            self.counters.left_alone["ruvector.adaptive_search"] += 1
+            return bound
         bound.policy_version = self._version
         values = tuple(
             _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
         )
         vector = bound.vector if policy.query is not None else None
         choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values)
+        if choice is not None and steering is not NOTHING:
+            choice = steered(policy, choice, steering.target_recall, steering.optimize_for)
         if choice is None or not valid_settings(choice.arm.settings):
             return bound
         if choice.arm.kind == "exact" and not query.template.whole:
@@ -225,7 +272,8 @@ class Adapter:
         if outcome.error is None:
             self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
         if bound.k > 0:
-            bound.query_id = query_id = os.urandom(16)
+            chosen = bound.query.query_id
+            bound.query_id = query_id = os.urandom(16) if chosen is None else naming.query_id(chosen)
             self.record(Execution(bound, outcome, time.time(), query_id))
 
     def accept(self, bound: BoundQuery) -> None:

@@ -11,13 +11,14 @@ are never held: a value of any size streams through.
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from struct import Struct
 from time import perf_counter
 from typing import Final
 
 from learning.records import Settings
-from proxy.session.adaptation import Adapter, Outcome
+from proxy.session.adaptation import Adapter, BoundQuery, Outcome
 from proxy.session.diagnosis import (
     FAILED_EARLIER,
     INTERVENTION,
@@ -32,6 +33,7 @@ from proxy.session.injection import REFUSED
 from proxy.session.journal import Journal
 from proxy.session.replies import ABORTED, COMPLETIONS, Mark, Purpose, Segment
 from proxy.wire import framing
+from proxy.wire.backend import CommandComplete, ParameterStatus
 from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
 from proxy.wire.errors import ProtocolViolation, Sender
 
@@ -58,6 +60,7 @@ class BackendStream:
         "_injected_last",
         "_inserted",
         "_journal",
+        "_latest",
         "_marks",
         "_owed_error",
         "_pending",
@@ -73,6 +76,7 @@ class BackendStream:
         "_server_skip",
         "_server_tail",
         "_status",
+        "_unreported",
         "adapter",
         "copy_in",
         "fatal",
@@ -109,6 +113,8 @@ class BackendStream:
         self._injected_last: Settings = ()
         self._journal = Journal()
         self._recover: Mark | None = None  # the injection that failed in the current segment
+        self._latest: BoundQuery | None = None  # the vector query that was answered last
+        self._unreported = False  # its id is to be told to the client
         self._refusal = b""  # the server's answer to it
         self._owed_error = b""  # hit a segment of the proxy's own, but was meant for the client
         self._blind = False  # completions of the current client segment cannot be counted
@@ -149,7 +155,7 @@ class BackendStream:
                 framing.cut(data, position, Sender.BACKEND)  # raises, with the words for it
             cover = self._cover
             if tag == framing.DATA_ROW or tag == framing.COPY_DATA:
-                if cover is None:
+                if cover is None or cover.purpose is Purpose.SHOW:
                     if end > size:
                         break
                     position = end
@@ -171,11 +177,15 @@ class BackendStream:
                 self._replied += 1
                 if self._marks:
                     self._advance()
-                forward: bytes | bool = cover is None or cover.purpose is Purpose.WATCH
+                forward: bytes | bool = cover is None or not cover.own
+                if cover is not None and cover.purpose is Purpose.SHOW:
+                    forward = self._shown(cover, tag)
             elif tag == framing.READY_FOR_QUERY:
                 forward = self._ready(data[position:end])
             elif tag == framing.DATA_ROW or tag == framing.COPY_DATA:
                 forward = False  # a row of the proxy's own SELECT
+                if cover is not None and cover.purpose is Purpose.ASK:
+                    cover.rows.append(data[position:end])
                 if self._pooled is None and cover is not None and cover.purpose is Purpose.INJECT:
                     self._pooled = _backend_pid(data, position, end) != self._backend_pid
             else:
@@ -206,8 +216,9 @@ class BackendStream:
             tag = data[position]
             end = position + 1 + _LENGTH(data, position + 1)[0]
             rows = tag == framing.DATA_ROW or tag == framing.COPY_DATA
-            own = self._cover is not None and self._cover.purpose is not Purpose.WATCH
-            if (rows and not own) or end - position > _HOLD:
+            own = self._cover is not None and self._cover.own
+            asked = self._cover is not None and self._cover.purpose is Purpose.ASK
+            if (rows and not own) or (end - position > _HOLD and not asked):
                 self._server_skip = end - size
                 return size
         self._server_tail = data[position:]
@@ -229,10 +240,25 @@ class BackendStream:
         elif mark.is_trial and mark.bound is not None and tag == framing.COMMAND_COMPLETE:
             self.adapter.accept(mark.bound)
 
+    @staticmethod
+    def _shown(mark: Mark, tag: int) -> bytes | bool:
+        """A completion of a text of the proxy's that stands for the client's; return as `_other` does."""
+        if tag == framing.COMMAND_COMPLETE and mark.piece is not None and mark.piece.tag is not None:
+            return CommandComplete(mark.piece.tag).encode()
+        return tag != framing.NO_DATA  # a simple query has none
+
+    def _asked_failed(
+        self, mark: Mark, message: bytes, fields: ErrorResponse | NoticeResponse
+    ) -> bytes | bool:
+        """Return what the client gets for an error in a text of the proxy's."""
+        raise NotImplementedError
+
     def _finish(self, mark: Mark, rows: int, now: float, error: str | None) -> None:
         if mark.bound is not None:
             first = (mark.first_byte or now) - mark.sent_at
             self.adapter.finished(mark.bound, Outcome(rows, first, now - mark.sent_at, error))
+            self._latest = mark.bound
+            self._unreported = self.adapter.interface.report_query_id
             mark.bound = None
 
     def _watch_for_discard(self, data: bytes, position: int, end: int) -> None:
@@ -264,9 +290,7 @@ class BackendStream:
     def _add_mark(self, mark: Mark) -> None:
         if self._marks:
             last = self._marks[-1]
-            mark.follows_own = last.purpose is not Purpose.WATCH and (
-                last.segment == mark.segment and last.last == mark.first
-            )
+            mark.follows_own = last.own and (last.segment == mark.segment and last.last == mark.first)
         self._marks.append(mark)
         if len(self._marks) == 1:
             self._advance()
@@ -305,7 +329,19 @@ class BackendStream:
                 self._send_again(mark)
                 return False
             return self._refusal + message
+        if self._unreported and not own:
+            self._unreported = False
+            name = b"ruvector.last_query_id"
+            return ParameterStatus(name, (self.last_query_id or "").encode()).encode() + message
         return not own
+
+    @property
+    def last_query_id(self) -> str | None:
+        """The id of the vector query that was answered last: the application's own, or a UUID."""
+        latest = self._latest
+        if latest is None or latest.query_id is None:
+            return None
+        return latest.query.query_id or str(uuid.UUID(bytes=latest.query_id))
 
     def transaction_ended(self) -> None:
         """Called when the server is known to be outside a transaction."""
@@ -324,6 +360,10 @@ class BackendStream:
             return self._error(data[position:end])
         if tag == framing.NOTICE_RESPONSE:
             return self._notice(data[position:end])
+        if tag == framing.PARAMETER_DESCRIPTION and self._cover is not None:
+            if self._cover.purpose is Purpose.ASK:
+                self._cover.rows.append(data[position:end])
+            return not self._cover.own
         if tag == framing.PARAMETER_STATUS:
             name, _, value = data[position + 5 : end - 1].partition(b"\0")
             if name == b"search_path":
@@ -378,7 +418,7 @@ class BackendStream:
                 return False
         if (
             cover is not None
-            and cover.purpose is not Purpose.WATCH
+            and cover.own
             and (cover.follows_own or self._replied > cover.first)
             and not self._text_is_inserted()
         ):
@@ -426,7 +466,9 @@ class BackendStream:
         if self._owed_error and code == FAILED_EARLIER:
             owed, self._owed_error = self._owed_error, b""
             return owed
-        own = cover is not None and cover.purpose is not Purpose.WATCH
+        if cover is not None and cover.purpose in (Purpose.ASK, Purpose.SHOW):
+            return self._asked_failed(cover, message, fields)
+        own = cover is not None and cover.own
         if cover is not None and own and code[:2] not in RELAYED_CLASSES:
             self._injection_failed(cover, code.decode(), (fields.message or b"").decode(errors="replace"))
             if self._retry(cover):

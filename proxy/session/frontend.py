@@ -21,8 +21,9 @@ from typing import Final
 from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
 from proxy.session.backend import IDLE, OPEN
-from proxy.session.enforcement import UNKNOWN, Enforcer
-from proxy.session.replies import ABORTED, Segment
+from proxy.session.calling import Caller
+from proxy.session.enforcement import UNKNOWN
+from proxy.session.replies import ABORTED, Mark, Purpose, Segment
 from proxy.sql import Scope, Statement, TransactionVerb
 from proxy.wire import framing
 from proxy.wire.errors import ProtocolViolation, Sender
@@ -40,17 +41,19 @@ _ENDS_SCOPE: Final = frozenset(
 
 _WAIT: Final = b"wait"
 """In place of what is to be inserted before a Bind: keep it until more has come."""
+_CALL: Final = b"call"
+"""In place of what is to be inserted before a message: keep it until a procedure is over."""
 
 
-class Session(Enforcer):
+class Session(Caller):
     """One client's connection: `from_client` and `from_server` turn one side's bytes into the other's."""
 
     __slots__ = (
         "_client_skip",
-        "_client_tail",
         "_impatient",
         "_named_in",
         "_portals",
+        "_replaced",
         "_scope",
         "_statements",
         "keeps_bind",
@@ -69,6 +72,7 @@ class Session(Enforcer):
         self._statements: dict[bytes, Statement] = {}  # prepared, and of interest
         self._named_in: dict[bytes, int] = {}  # segment in which a name got another meaning, until it is over
         self._portals: dict[bytes, BoundQuery] = {}
+        self._replaced: bytes | None = None  # what is sent instead of the Parse that is being looked at
         self._client_skip = 0
         self._client_tail = b""
 
@@ -86,6 +90,9 @@ class Session(Enforcer):
             data = self._client_tail + data
             self._client_tail = b""
             self.keeps_bind = False
+        if self.calling:
+            self._client_tail = data
+            return b""
         if self._raw:
             return data
         size = len(data)
@@ -113,16 +120,20 @@ class Session(Enforcer):
                     if inserted is _WAIT:
                         self.keeps_bind = True
                         break
+                    if inserted is _CALL:
+                        break
                     if self._injected is not first:
                         replay_from = position
                 self._sent += 1
                 self._engaged = True
             elif tag == framing.EXECUTE:
                 self.adapter.counters.statements += 1
-                if self._portals or self._in_force:
+                if self._portals or self._in_force or self._calls:
                     if end > size and end - position <= _HOLD:
                         break
                     inserted = self._execute(data, position, min(end, size))
+                    if inserted is _CALL:
+                        break
                 self._sent += 1
                 self._engaged = True
             elif tag == framing.SYNC:
@@ -140,15 +151,24 @@ class Session(Enforcer):
                     break
                 inserted = self._parse(data, position, end, size)
                 self._sent += 1
+                if self._replaced is not None:
+                    out = out if out is not None else []
+                    out += [data[start:position], inserted or b"", self._replaced]
+                    start, inserted, self._replaced, self._injected = end, None, None, None
             elif tag == framing.QUERY:
                 if end > size and end - position <= _HOLD:
                     break
                 replacement = self._query(data, position, end, size)
+                if replacement is _CALL:
+                    break
                 if replacement is not None:
                     out = out if out is not None else []
                     out.append(data[start:position])
                     out.append(replacement)
                     start = end
+                if self._procedure is not None:
+                    position = end
+                    break
             elif tag == framing.CLOSE:
                 if end > size and end - position <= _HOLD:
                     break
@@ -204,8 +224,11 @@ class Session(Enforcer):
         """The server is idle: what lasted for a transaction is gone, unless the client has sent more."""
         if self._control_segment < self._segment_in:
             self._will.transaction_ended()
-        if self._portals and not self._pending and not self._sent:
+        if self._steered_segment >= 0:
+            self._transaction_over()
+        if (self._portals or self._calls) and not self._pending and not self._sent:
             self._portals.clear()
+            self._calls.clear()
 
     @property
     def is_idle(self) -> bool:
@@ -228,6 +251,12 @@ class Session(Enforcer):
             if sql_end < 0:
                 return None  # the server will say what is wrong
             statement = self.adapter.recognise(data[name_end + 1 : sql_end], self._current_scope())
+            if statement.text is not None:
+                self._replaced = injection.message(b"P", name + b"\0" + statement.text + data[sql_end:end])
+            elif statement.rewritten is not None:
+                self._replaced = self._rewritten_parse(
+                    statement, data[position + 5 : end], name, sql_end - position - 5
+                )
         if is_plain(statement):
             restored = self._restore()
             self._know(name, None)
@@ -283,7 +312,14 @@ class Session(Enforcer):
             self._portals.pop(portal, None)
         name = data[portal_end + 1 : name_end]
         statement = self._statements.get(name)
-        if self._named_in and self._is_in_doubt(name):
+        self._calls.pop(portal, None)
+        doubtful = bool(self._named_in) and self._is_in_doubt(name)
+        if statement is not None and statement.rewritten is not None and end <= size and not self._disabled:
+            if doubtful:
+                self._begin(self._nothing())
+                return _CALL
+            self._bind_calls(portal, name, statement, data, position, end)
+        if doubtful:
             return self._bind_in_doubt(statement)
         if statement is None or end > size:
             return self._restore()
@@ -294,13 +330,16 @@ class Session(Enforcer):
         executed = _executed_behind(data, end, size, portal, idle=self._state() == IDLE)
         if executed is None and size - position <= _HOLD and not self._impatient:
             return _WAIT
+        if self._stale and self._must_read_settings(query):
+            self._begin(self._read_settings())
+            return _CALL
         self._take_note(statement)
         started = perf_counter()
         try:
             parameters = framing.bind_parameters(data, position + 5, end)
         except ProtocolViolation:
             return self._restore()  # the server says what is wrong with it
-        bound = self.adapter.bind(query, parameters)
+        bound = self.adapter.bind(query, parameters, self._steering_of(statement))
         if len(self._portals) < _MAX_NAMES:
             self._portals[portal] = bound
         settings = self._settings_for(bound)
@@ -334,12 +373,20 @@ class Session(Enforcer):
         """Time a vector query; restore settings before another portal runs."""
         portal_end = data.find(b"\0", position + 5, end)
         portal = data[position + 5 : portal_end]
+        calls = self._calls.get(portal)
+        if calls is not None and not calls.answered and calls.piece.calls and not self._is_skipped:
+            self._begin(self._before_execute(calls))
+            return _CALL
         bound = self._portals.get(portal)
         inserted = None
         if bound is None or bound.settings != self._in_force:
             inserted = self._restore()
         if bound is not None:
             self._watch(bound, self._segment_out, self._sent, self._sent + 1)
+        elif calls is not None and calls.piece.tag is not None:
+            mark = Mark(Purpose.SHOW, self._segment_out, self._sent, self._sent + 1)
+            mark.piece = calls.piece
+            self._add_mark(mark)
         return inserted
 
     def _close(self, data: bytes, position: int, end: int) -> None:
@@ -350,6 +397,7 @@ class Session(Enforcer):
             self._know(name, None)
         else:
             self._portals.pop(name, None)
+            self._calls.pop(name, None)
 
     def _sync(self) -> bytes | None:
         """Return what is to be inserted before this Sync."""
@@ -370,17 +418,38 @@ class Session(Enforcer):
 
     # -- simple query and function call ------------------------------------------------------------
 
-    def _query(self, data: bytes, position: int, end: int, size: int) -> bytes | None:
-        """Return what is to be sent instead of this Query, or None where it goes as it is."""
+    def _query(
+        self, data: bytes, position: int, end: int, size: int, cleaned: Statement | None = None
+    ) -> bytes | None:
+        """Return what is to be sent instead of this Query, or None where it goes as it is.
+
+        `cleaned` is what the text holds that is looked at in place of the client's.
+        """
         counters = self.adapter.counters
-        counters.statements += 1
-        if end > size:
-            statement = _OVERSIZE
+        if cleaned is not None:
+            statement = cleaned
         else:
-            statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
+            if end > size:
+                statement = _OVERSIZE
+            else:
+                statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
+            query = statement.vector
+            if self._stale and query is not None and not self._sent and self._must_read_settings(query):
+                self._begin(self._read_settings(), injection.SYNC, Segment.OWN)
+                return _CALL
+            counters.statements += 1
+            if statement.text is not None:
+                query_message = injection.query_message(statement.text)
+                size = len(query_message)
+                return self._query(query_message, 0, size, size, statement) or query_message
         mixed = b"" if self._may_query() else self._leave_mixed_segment()
         if statement.reason is not None:
             counters.left_alone[statement.reason] += 1
+        if statement.rewritten is not None and not self._disabled and not self._blind:
+            restored = mixed or (self._restore_in_own_segment() if self._in_force else b"")
+            self._take_note(statement)
+            self._begin(self._in_place_of_query(statement.rewritten), injection.SYNC)
+            return restored
         query = statement.vector
         if query is not None and statement.controls_transaction:
             counters.left_alone["transaction control"] += 1
@@ -396,7 +465,7 @@ class Session(Enforcer):
             return None if not restored else restored + data[position:end]
         self._take_note(statement)
         started = perf_counter()
-        bound = self.adapter.bind(query, ())
+        bound = self.adapter.bind(query, (), self._steering_of(statement))
         settings = self._settings_for(bound)
         text = data[position + 5 : end - 1]
         # Positions in errors are counted in characters, by an encoding that the proxy may not know.
@@ -448,6 +517,8 @@ class Session(Enforcer):
         """Note what a statement does to the transaction, to settings and to prepared statements."""
         if self._is_skipped:
             return
+        if statement.touches or statement.resets or statement.transaction is not None:
+            self._note_steering(statement)
         dropped = self._will.note(statement, in_transaction=self._state() != IDLE)
         if dropped:
             # Whichever message of the segment fails: it rolls the RESET back.
@@ -495,6 +566,7 @@ def is_plain(statement: Statement) -> bool:
         and not statement.touches
         and not statement.resets
         and not statement.drops_prepared
+        and statement.rewritten is None
     )
 
 

@@ -62,13 +62,14 @@ class Batch:
         self.completions = completions
 
 
-def _message(tag: bytes, body: bytes) -> bytes:
+def message(tag: bytes, body: bytes) -> bytes:
+    """Return a message of the extended protocol."""
     return tag + struct.pack("!I", len(body) + 4) + body
 
 
 def query_message(text: bytes) -> bytes:
     """Return a Query message."""
-    return _message(b"Q", text + b"\0")
+    return message(b"Q", text + b"\0")
 
 
 def _statement_name(kind: str, count: int) -> bytes:
@@ -130,14 +131,14 @@ def _try_restore_sql(settings: Settings) -> str:
 def _prepare(name: bytes, sql: str, parameters: int) -> bytes:
     """Close and Parse: closing a statement that does not exist is no error, so this can be repeated."""
     types = struct.pack(f"!H{parameters}I", parameters, *([25] * parameters))  # 25 = text
-    return _message(b"C", b"S" + name) + _message(b"P", name + sql.encode() + b"\0" + types)
+    return message(b"C", b"S" + name) + message(b"P", name + sql.encode() + b"\0" + types)
 
 
 def _execute(name: bytes, arguments: list[str]) -> bytes:
     """Bind, Execute and Close of the proxy's portal with text arguments; results in text."""
     values = b"".join(struct.pack("!I", len(a)) + a for a in (argument.encode() for argument in arguments))
     bind = PORTAL + name + b"\0\0" + struct.pack("!H", len(arguments)) + values + b"\0\0"
-    return _message(b"B", bind) + _message(b"E", PORTAL + b"\0\0\0\0") + _message(b"C", b"P" + PORTAL)
+    return message(b"B", bind) + message(b"E", PORTAL + b"\0\0\0\0") + message(b"C", b"P" + PORTAL)
 
 
 PREPARE_COMPLETIONS = 2  # CloseComplete, ParseComplete
@@ -173,7 +174,7 @@ def restoration(settings: Settings) -> Batch:
 def _once(sql: str) -> Batch:
     """Messages that prepare, execute and close a statement without arguments."""
     name = b"_ruvector_try\0"
-    data = _prepare(name, sql, 0) + _execute(name, []) + _message(b"C", b"S" + name)
+    data = _prepare(name, sql, 0) + _execute(name, []) + message(b"C", b"S" + name)
     return Batch(data, PREPARE_COMPLETIONS + EXECUTE_COMPLETIONS + 1)
 
 

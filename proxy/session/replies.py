@@ -26,6 +26,7 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from proxy.interface.records import Piece, RefusalError
     from proxy.session.adaptation import BoundQuery
 
 COMPLETIONS = bytes(1 if chr(tag) in "123TnCIs" else 0 for tag in range(256))
@@ -52,6 +53,8 @@ class Purpose(enum.IntEnum):
     PREPARE = 1  # swallowed: Close and Parse of a statement of the proxy's
     INJECT = 2  # swallowed: settings put in force
     RESTORE = 3  # swallowed: settings taken back
+    ASK = 4  # swallowed: a step of a procedure (proxy.session.calling), which gets the rows
+    SHOW = 5  # for the client: replies to a text that the proxy has written in place of the client's
 
 
 class Mark:
@@ -64,9 +67,14 @@ class Mark:
         "follows_own",
         "is_trial",
         "last",
+        "own",
+        "piece",
+        "position",
         "prepares",
         "purpose",
+        "refusal",
         "replay",
+        "rows",
         "segment",
         "sent_at",
     )
@@ -76,6 +84,7 @@ class Mark:
         self.segment = segment
         self.first = first
         self.last = last
+        self.own = purpose is not Purpose.WATCH and purpose is not Purpose.SHOW  # not for the client
         self.bound: BoundQuery | None = None
         self.is_trial = False  # INJECT: a first try, which reports a refusal instead of failing
         self.follows_own = False  # what comes directly before it is the proxy's own, too
@@ -85,3 +94,7 @@ class Mark:
         self.replay: bytes | None = (
             None  # INJECT: the client's own bytes, for sending again without the settings
         )
+        self.rows: list[bytes] = []  # ASK: DataRow and ParameterDescription messages
+        self.piece: Piece | None = None  # whose text an error may point into
+        self.position = 0  # ASK: where in the client's text an error of it belongs
+        self.refusal: RefusalError | None = None  # what the client gets for the error that is provoked

@@ -58,11 +58,34 @@ def mentions_control(sql: bytes) -> bool:
     return b";" in sql and _LATER_CONTROL.search(sql) is not None
 
 
+def is_of_interest(sql: bytes) -> bool:
+    """Tell whether the text needs a closer look at all: all the checks here in one, for every message."""
+    lower = sql.lower()
+    return (
+        b"ruvector" in lower
+        or b"set_config" in lower
+        or _OPERATOR.search(sql) is not None
+        or _FIRST_CONTROL.match(sql) is not None
+        or (b";" in sql and _LATER_CONTROL.search(sql) is not None)
+    )
+
+
 def mentions_setting(sql: bytes) -> bool:
     """Tell whether a statement of the text may set a setting."""
     if _FIRST_SETTING.match(sql) is not None or mentions_set_config(sql):
         return True
     return _LATER_SETTING.search(sql) is not None
+
+
+def mentions_interface(sql: bytes) -> bool:
+    """Tell whether the text contains the beginning of the proxy's own names, in any case, anywhere."""
+    return b"ruvector" in sql.lower()
+
+
+def may_steer(sql: bytes) -> bool:
+    """Tell whether the text may hold the WITH clause that is the proxy's own."""
+    lower = sql.lower()
+    return b"adaptive_search" in lower or b"target_recall" in lower or b"optimize_for" in lower
 
 
 def skip_blanks(sql: bytes, position: int) -> int:

@@ -18,20 +18,26 @@ text counts as one that cannot be read.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from postgast import PgQueryError, parse
 from postgast import pg_query_pb2 as pb
 
+from learning.naming import chosen_id
 from learning.records import Template, Value
 from proxy.sql.arguments import Source
 from proxy.sql.cache import GenerationCache
 from proxy.sql.effects import Effects, completions, effects_of
 from proxy.sql.glance import (
     is_empty,
+    is_of_interest,
+    may_steer,
     mentions_control,
+    mentions_interface,
     mentions_operator,
     mentions_set_config,
     mentions_setting,
@@ -40,6 +46,10 @@ from proxy.sql.glance import (
 from proxy.sql.shape import Shape, shape_of
 from proxy.sql.statements import CONTROL, EMPTY, PLAIN, UNKNOWN, Argument, Scope, Statement, VectorQuery
 from proxy.sql.template import Found, LeftAloneError, find
+
+if TYPE_CHECKING:
+    from proxy.interface.records import Rewritten
+    from proxy.interface.settings import Steering
 
 MAX_TEXT: Final = 1 << 20
 """Bytes; a longer text is not looked at."""
@@ -80,9 +90,23 @@ class Recogniser:
     ----------
     max_entries, max_bytes
         Bounds of the cache of texts, and of the cache of shapes, each.
+    rewrite
+        Turns a parsed text that mentions the proxy's own names into one that the server understands; returns
+        None for one that has nothing of the proxy's in it.
+    without_clause
+        Takes the proxy's own clause off a text that is no SQL; returns None where it has none.
     """
 
-    def __init__(self, *, max_entries: int = 4096, max_bytes: int = 32 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        max_entries: int = 4096,
+        max_bytes: int = 32 << 20,
+        rewrite: Callable[[bytes, Sequence[pb.RawStmt]], Rewritten | None] | None = None,
+        without_clause: Callable[[bytes], tuple[bytes, Steering] | Rewritten | None] | None = None,
+    ) -> None:
+        self._rewrite = rewrite
+        self._without_clause = without_clause
         self._texts: GenerationCache[tuple[bytes, Scope], Statement] = GenerationCache(max_entries, max_bytes)
         self._free: GenerationCache[bytes, tuple[int, ...]] = GenerationCache(max_entries, max_bytes)
         self._plans: GenerationCache[tuple[object, ...], _Plan] = GenerationCache(max_entries, max_bytes)
@@ -94,7 +118,7 @@ class Recogniser:
         """
         if len(sql) > MAX_TEXT:
             return _unread(sql)
-        if not mentions_operator(sql) and not mentions_control(sql):
+        if not is_of_interest(sql):
             return EMPTY if is_empty(sql) else PLAIN
         key = (sql, scope)
         known = self._texts.get(key)
@@ -102,6 +126,9 @@ class Recogniser:
             return known
         try:
             statement = self._look_closer(sql, scope)
+            if statement.vector is not None and b"query_id=" in sql:
+                vector = dataclasses.replace(statement.vector, query_id=chosen_id(sql))
+                statement = dataclasses.replace(statement, vector=vector)
         except Exception:  # a mistake of ours must not stand in the way of the client's statement
             _log.exception("a text of %d bytes could not be analysed; it passes as it is", len(sql))
             statement = _unread(sql)
@@ -120,13 +147,32 @@ class Recogniser:
         try:
             statements = read(text, len(sql) if shape is None else shape.code_size)
         except PgQueryError:
-            return _unparsed(sql)
+            return self._steered(sql, scope) or _unparsed(sql)
         if statements is None:
             return _unread(sql)
+        if self._rewrite is not None and mentions_interface(sql):
+            rewritten = self._rewrite(sql, statements)
+            if rewritten is not None:
+                effects = effects_of(statements, look_for_set_config=mentions_set_config(sql))
+                return dataclasses.replace(
+                    _statement(len(statements), effects, None, None), rewritten=rewritten
+                )
         statement, found = _analyse(sql, statements, scope)
         if shape is not None:
             self._keep_plan(sql, shape, scope, statement, found)
         return statement
+
+    def _steered(self, sql: bytes, scope: Scope) -> Statement | None:
+        """Return the answer for a text with the proxy's own clause in it; None where there is none."""
+        if self._without_clause is None or not may_steer(sql):
+            return None
+        found = self._without_clause(sql)
+        if found is None:
+            return None
+        if not isinstance(found, tuple):
+            return Statement(count=1, controls_transaction=True, rewritten=found)
+        text, steering = found
+        return dataclasses.replace(self._look_closer(text, scope), text=text, steering=steering)
 
     # -- plans -----------------------------------------------------------------------------------------------
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from learning.records import Template, Value
+
+if TYPE_CHECKING:
+    from proxy.interface.records import Rewritten
+    from proxy.interface.settings import Steering
 
 ANY_SETTING: Final = "*"
 """In `Statement.touches` and `Statement.resets`: every setting, or one whose name cannot be told."""
@@ -51,6 +55,7 @@ class VectorQuery:
     start: int
     end: int
     completions_before: int | None
+    query_id: str | None = None  # that the application has chosen
 
 
 class TransactionVerb(enum.Enum):
@@ -82,6 +87,9 @@ class Statement:
     drops_prepared: bool = False  # DISCARD ALL, DEALLOCATE ALL
     vector: VectorQuery | None = None
     reason: str | None = None
+    rewritten: Rewritten | None = None  # it calls functions that the proxy answers
+    text: bytes | None = None  # what the server gets instead: without the clause that is `steering`
+    steering: Steering | None = None
 
 
 EMPTY: Final = Statement(count=0)

@@ -70,6 +70,10 @@ OTHER_VALUES: dict[str, str] = {
     "limits.authentication_timeout": "5",
     "limits.drain_timeout": "0",
     "log.level": "debug",
+    "sql.enabled": "off",
+    "sql.manager": "curator",
+    "sql.report_query_id": "true",
+    "sql.max_measurements": "2",
     "log.format": "json",
 }
 """A value other than the default for every key, as the environment would give it."""

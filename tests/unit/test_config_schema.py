@@ -86,15 +86,32 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_a_table_inherits_what_it_does_not_set() -> None:
-    common = Learning(target_recall=0.9, optimize_for="recall", min_samples=7)
+    common = Learning(target_recall=0.9, optimize_for="recall", min_samples=7, trajectory_window=50)
     config = Config(
-        learning=common, tables={"public.items": Table(target_recall=0.99, optimize_for="latency")}
+        learning=common,
+        tables={
+            "public.items": Table(
+                target_recall=0.99, optimize_for="latency", learning_rate=0.2, trajectory_window=1000
+            )
+        },
     )
     assert config.table("public.items") == TableOptions(
-        adaptive_search=True, learning=True, target_recall=0.99, optimize_for="latency", min_samples=7
+        adaptive_search=True,
+        learning=True,
+        target_recall=0.99,
+        optimize_for="latency",
+        min_samples=7,
+        learning_rate=0.2,
+        trajectory_window=1000,
     )
     assert config.table("public.other") == TableOptions(
-        adaptive_search=True, learning=True, target_recall=0.9, optimize_for="recall", min_samples=7
+        adaptive_search=True,
+        learning=True,
+        target_recall=0.9,
+        optimize_for="recall",
+        min_samples=7,
+        learning_rate=0.01,
+        trajectory_window=50,
     )
 
 
