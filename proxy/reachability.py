@@ -55,6 +55,11 @@ class UpstreamCheck:
         self._lock = asyncio.Lock()
         self._secure: Connector | None = None  # where TLS is required
 
+    @property
+    def answered(self) -> bool:
+        """Whether the server answered when it was asked last; False before that."""
+        return self._asked_at > float("-inf") and self._problem is None
+
     async def problem(self) -> str | None:
         """Return why the server does not answer, or None if it does."""
         async with self._lock:

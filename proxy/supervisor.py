@@ -34,13 +34,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 import proxy
 from config.conflicts import warnings
 from config.schema import Config, Listen, host_port
 from proxy.admin import server
+from proxy.admin.supervision import SupervisorMetrics
 from proxy.children import READY, Message, Reload, Task
 from proxy.net.listening import UnixListener
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
@@ -289,18 +290,13 @@ class Supervisor:
         self._learner: Child | None = None
         self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
         self._registry = CollectorRegistry()
-        self._restarts = Counter(
-            "ruvector_child_exits", "Ends of child processes.", ("process",), registry=self._registry
+        self._learning = config.learner.dsn is not None and config.learning.enabled
+        self._metrics = SupervisorMetrics(
+            self._registry,
+            workers_up=lambda: sum(worker.ready for worker in self._workers),
+            upstream_up=lambda: self._upstream.answered,
+            learner=self._learning,
         )
-        up = Gauge("ruvector_workers_up", "Worker processes that accept clients.", registry=self._registry)
-        up.set_function(lambda: sum(worker.ready for worker in self._workers))
-        build = Gauge(
-            "ruvector_build_info",
-            "Always 1; the label says what runs.",
-            ("version",),
-            registry=self._registry,
-        )
-        build.labels(version()).set(1)
 
     async def run(self) -> None:
         """Serve until a signal or `stop` comes; return when every process has ended.
@@ -383,12 +379,11 @@ class Supervisor:
     ) -> None:
         environment = child_environment(directory / "metrics")
         config = self._config.to_json()
-        learning = self._config.learner.dsn is not None and self._config.learning.enabled
-        learner_socket = str(directory / LEARNER_SOCKET) if learning else None
+        learner_socket = str(directory / LEARNER_SOCKET) if self._learning else None
 
         def start(kind: str, task: Task) -> Child:
             def on_exit(pid: int) -> None:
-                self._restarts.labels(kind).inc()
+                self._metrics.exits.labels(kind).inc()
                 mark_process_dead(pid, str(directory / "metrics"))  # type: ignore[no-untyped-call]
 
             child = Child(task, self._command(kind), environment, on_exit)

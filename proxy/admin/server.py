@@ -62,6 +62,7 @@ async def start(host: str, port: int, registry: CollectorRegistry, readiness: Re
 
 def _routes(registry: CollectorRegistry, readiness: Readiness) -> list[web.RouteDef]:
     async def metrics(_: web.Request) -> web.Response:
+        await readiness()  # so that ruvector_upstream_up is as of now
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:

@@ -1,0 +1,53 @@
+"""What the supervisor itself tells Prometheus: which processes run, and whether the server answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from proxy.version import version
+
+
+class SupervisorMetrics:
+    """The metrics of the supervisor.
+
+    Parameters
+    ----------
+    registry
+        Where to register; the same that collects what the other processes write.
+    workers_up
+        Returns how many workers accept clients.
+    upstream_up
+        Returns whether the server answered when it was asked last.
+    learner
+        Whether a learner is configured.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        workers_up: Callable[[], int],
+        upstream_up: Callable[[], bool],
+        learner: bool,
+    ) -> None:
+        self.exits = Counter(
+            "ruvector_child_exits", "Ends of child processes.", ("process",), registry=registry
+        )
+        up = Gauge("ruvector_workers_up", "Worker processes that accept clients.", registry=registry)
+        up.set_function(workers_up)
+        upstream = Gauge(
+            "ruvector_upstream_up",
+            "1 if the server answered when it was asked last, which each scrape does; else 0.",
+            registry=registry,
+        )
+        upstream.set_function(upstream_up)
+        configured = Gauge(
+            "ruvector_learner_configured", "1 where a learner is configured, else 0.", registry=registry
+        )
+        configured.set(learner)
+        build = Gauge(
+            "ruvector_build_info", "Always 1; the label says what runs.", ("version",), registry=registry
+        )
+        build.labels(version()).set(1)
