@@ -21,7 +21,7 @@ _CHECKED: Final = ("require", "verify-ca", "verify-full")
 
 def conflicts(config: Config) -> list[tuple[str, str]]:
     """Return key and reason of each conflict."""
-    return [*_listen(config), *_upstream(config), *_users(config), *_relayed_scram(config)]
+    return [*_listen(config), *_upstream(config), *_users(config), *_relayed_scram(config), *_store(config)]
 
 
 def _listen(config: Config) -> list[tuple[str, str]]:
@@ -94,6 +94,12 @@ def _users(config: Config) -> list[tuple[str, str]]:
     if auth.query != AUTH_QUERY and auth.query_dsn is None:
         found.append(("auth.query", "has no effect without auth.query_dsn: say where to ask"))
     return found
+
+
+def _store(config: Config) -> list[tuple[str, str]]:
+    if config.store.kind == "postgres" and config.store.dsn is None:
+        return [("store.kind", '"postgres" needs a database: set store.dsn, or use "sqlite"')]
+    return []
 
 
 def _relayed_scram(config: Config) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ EXAMPLES = {
     "upstream.sslkey": "proxy.key",
     "learner.dsn": "postgresql://user:password@127.0.0.1:5432/database",
     "learner.replica_dsn": "postgresql://user:password@replica:5432/app",
+    "store.dsn": "postgresql://user:password@127.0.0.1:5432/learned",
     "auth.users_file": "users.txt",
     "auth.query_dsn": "postgresql://lookup:password@127.0.0.1:5432/postgres",
 }

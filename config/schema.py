@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
 from config.dsn import redact_dsn
 from config.section import Dsn, Section, option
@@ -298,10 +298,14 @@ class Learner(Section):
 class Store(Section):
     """Where what was learned is kept."""
 
-    kind: Literal["sqlite"] = option(
+    kind: Literal["sqlite", "postgres"] = option(
         "sqlite",
-        'Kind of store: "sqlite" is a file in the state directory.',
-        downside="Only one proxy may use a state directory.",
+        'Kind of store: "sqlite" is a file in the state directory; "postgres" is a schema in a database that '
+        "all replicas of the proxy share, beside a file of each replica's own (docs/replicas.md).",
+        downside=(
+            'With "sqlite" only one proxy may use a state directory; "postgres" needs store.dsn, and '
+            "takes one connection of each replica."
+        ),
     )
     path: Path = option(
         Path("state"),
@@ -310,7 +314,28 @@ class Store(Section):
         downside="Losing it means measuring again; it holds query vectors and values unless anonymize is on.",
         strict=False,
     )
-
+    dsn: Dsn | None = option(
+        None,
+        'Connection URI of the shared store, for kind = "postgres". Its role needs CREATE on the database at '
+        "the first start; else the log shows the statements that somebody has to run.",
+        downside=(
+            "The role reads what was learned, with query vectors and values, so treat the URI as a secret; "
+            "set RUVECTOR_STORE_DSN to keep it out of the file."
+        ),
+    )
+    db_schema: str = option(
+        "ruvector_proxy",
+        "Schema of the shared store, in lower case.",
+        downside="Proxies with another schema share nothing with these.",
+        pattern="^[a-z_][a-z0-9_]{0,47}$",
+    )
+    group: str = option(
+        "default",
+        "Name of the replicas that learn together. They have the same upstream and the same configuration.",
+        downside="Replicas of another upstream in the same group would get policies that are not about it.",
+        min_length=1,
+        max_length=100,
+    )
     max_age: float = option(
         7_776_000.0,
         "Age after which measured queries are deleted from the store.",
@@ -326,12 +351,10 @@ class Store(Section):
         ge=1.0,
     )
 
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _refuse_reserved(cls, kind: object) -> object:
-        if kind == "postgres":
-            raise ValueError('the store in PostgreSQL is not supported yet; use "sqlite"')
-        return kind
+    @property
+    def redacted_dsn(self) -> str | None:
+        """The URI for people, without its password."""
+        return redact_dsn(self.dsn.get_secret_value()) if self.dsn else None
 
 
 class Learning(Section):

@@ -67,9 +67,13 @@ class News:
         self.labels: list[Label] = []
         self.notes: dict[str, bytes] = {}  # see Store.save
         self.trajectories: list[Trajectory] = []
+        self.void: dict[str, float] = {}  # template -> Unix time before which labels do not count
+        self.forgotten: list[str] = []
 
     def forget(self, template: str) -> None:
         """Drop what is known of a template."""
+        self.forgotten.append(template)
+        self.void.pop(template, None)
         self.templates.pop(template, None)
         self.notes.pop(f"world:{template}", None)
         self.labels = [label for label in self.labels if label.template != template]
@@ -109,6 +113,7 @@ class Measuring:
         self.verdicts = VerdictEngine()
         self.audit = Audit()
         self.news = News()
+        self.active = True  # False: another replica measures
 
     def wake(self) -> None:
         """There are new queries."""
@@ -167,6 +172,8 @@ class Measuring:
 
     async def _step(self) -> float | None:
         """Do one piece of work and return the seconds to rest; None: there was nothing to do."""
+        if not self.active:
+            return None
         now = time.monotonic()
         state = next((state for state in self._registry if state.due(now)), None)
         if state is not None and await self._guarded(state, self._confirm):
@@ -346,6 +353,7 @@ class Measuring:
         kept = state.begin_anew(change.since if by_recall else None)
         self.news.labels = [x for x in self.news.labels if x.template != state.template.key] + kept
         await self._store.forget_labels(state.template.key)
+        self.news.void[state.template.key] = change.since if by_recall else time.time()
         if served:  # a template that runs as it came goes on as it came
             state.watch.hold(Holding(name, change.words, now))
         self._metrics.drifts.labels(table=state.table, kind=change.kind.value).inc()

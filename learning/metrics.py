@@ -119,6 +119,14 @@ class LearnerMetrics:
             "ruvector_injection_failures_total",
             "Templates switched off because the server refused a setting.",
         )
+        self.store_up = gauge(
+            "ruvector_shared_store_up", "Whether the shared store could be used last (1) or not (0)."
+        )
+        self.leading = gauge(
+            "ruvector_replica_leading",
+            "Whether this replica measures and publishes for all that share its store (1) or follows (0).",
+        )
+        self.takeovers = counter("ruvector_takeovers_total", "Times that this replica began to lead.")
         self.workers = gauge("ruvector_learner_workers", "Workers connected to the learner.")
 
     def trust(self, templates: Iterable[tuple[str, Trust]]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from learning.drift import ROWS_CHANGED
-from learning.exchange import Document, Evidence, evidence, export, label_id
+from learning.exchange import Document, Evidence, evidence, export
 from learning.records import Label
 from learning.registry import Phase, Registry, TemplateState
 from learning.sqlite_file import StoredTemplate
@@ -58,14 +58,8 @@ def take_in(registry: Registry, document: Document, learns: Callable[[str], bool
         if state is None:
             found.left_out.append(f"{each.template.sql}: {reason or 'too many kinds of query are known'}")
             continue
-        names = {label_id(label) for label in state.labels}
-        new = [label for label in each.labels if label_id(label) not in names]
-        known_before = tuple(state.labels)
-        state.drop_labels()  # the oldest come first, whosever they are
-        state.keep_labels(sorted((*known_before, *new), key=lambda label: label.timestamp))
-        state.unpublished += len(new)
         found.templates.append(StoredTemplate(each.template, table=each.table))
-        found.labels += new
+        found.labels += state.merge_labels(each.labels)
     return found
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from learning.dialects import AS_IS, IndexInfo
+from learning.exchange import label_id
 from learning.inventory import Confirmed
 from learning.records import Arm, Label, Template, TemplatePolicy, Trajectory, Trust
 from learning.schedule import ArmLedger, Traffic
@@ -72,6 +73,7 @@ class TemplateState:
     unpublished: int = 0  # labels since the last distillation
     hashed: Callable[[str], str] | None = None  # context -> its hash, where labels were read from hashes
     distilled_at: float = 0.0
+    settled_at: float = 0.0  # after taking over, the traffic is to be known before a policy is derived
     distil_seconds: float = 0.0
     failures: int = 0  # measurements that failed, in a row
     seen: float = 0.0
@@ -183,6 +185,20 @@ class TemplateState:
             self.label_counts[label.context] += 1
             if self.confirmed is not None:
                 self.ledger.record(label)
+
+    def merge_labels(self, labels: Iterable[Label], since: float = 0.0) -> list[Label]:
+        """Add labels that others have measured, each once; return the new ones.
+
+        `since`: Unix time before which no label counts, whosever it is.
+        """
+        names = {label_id(label) for label in self.labels}
+        new = [label for label in labels if label.timestamp >= since and label_id(label) not in names]
+        if new or any(label.timestamp < since for label in self.labels):
+            everything = [label for label in (*self.labels, *new) if label.timestamp >= since]
+            self.drop_labels()
+            self.keep_labels(sorted(everything, key=lambda label: (label.timestamp, label_id(label))))
+            self.unpublished += len(new)
+        return new
 
     def rename_context(self, old: str, new: str) -> None:
         """Give the labels of one context another name (a hash its value, once the traffic has told it)."""

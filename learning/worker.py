@@ -47,6 +47,7 @@ from learning.exchange import Document, ExchangeError, decode
 from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
+from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Outbox, size_of
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
     ENOUGH_NEW,
@@ -57,17 +58,20 @@ from learning.policy import (
     permitted,
     summary,
 )
-from learning.records import Trust
+from learning.records import Snapshot, Template, TemplatePolicy, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer, Peer
 from learning.service import Service
-from learning.sqlite_file import StoredTemplate
+from learning.shared import SharedStore
+from learning.sharing import Sharing
+from learning.sqlite_file import Kept, StoredTemplate
 from learning.store import Store
 
 log = logging.getLogger(__name__)
 
 _KEEP_EVERY = 1.0  # seconds
 _DISTIL_EVERY = 0.25
+_SETTLE = 10.0  # seconds after taking over in which traffic is gathered before policies are derived anew
 _REST = 5  # a distillation rests for that many times its duration before the next one of the template
 
 
@@ -121,48 +125,73 @@ class Learner:
         self._service = Service(Functions(self).handlers(), config.sql.max_measurements)
         self._server = ChannelServer(socket_path, self._receive, self._service.gone)
         self._publication = Publication()
+        self._sharing = self._shared() if config.store.kind == "postgres" else None
+        self._orphans: dict[str, TemplatePolicy] = {}  # published before, of templates not met here
+        self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
+        self._measuring.active = self._sharing is None
 
     async def start(self) -> None:
         """Read what is kept, begin to listen, publish the stored policy."""
         kept = await self._store.open()
-        now = time.monotonic()
         self._publication.version = kept.version
+        await self._restore(kept)
+        await self._server.start()
+        if kept.snapshot is not None:
+            restored = await self._put_in_force(kept.snapshot)
+            if restored != kept.snapshot:
+                await self._store.save(snapshot=restored)
+            log.info("policy %d for %d templates restored", restored.version, len(restored.templates))
+
+    async def _restore(self, kept: Kept) -> None:
+        """Add what was kept, here or by all, to what is known."""
+        now = time.monotonic()
         self._measuring.ratings.restore(kept.notes)
         self._restore_overrides(kept.notes)
+        for name, note in kept.notes.items():
+            if name.startswith("void:"):
+                key = name.removeprefix("void:")
+                since = msgspec.msgpack.decode(note, type=float)
+                self._void[key] = max(since, self._void.get(key, 0.0))
         for stored in kept.templates:
+            key = stored.template.key
             if stored.table and not self._config.table(stored.table).adaptive_search:
-                await self._store.forget(stored.template.key)
+                self._measuring.news.forgotten.append(key)
+                await self._store.forget(key)
                 continue
             state = self._registry.add(stored.template, now)
             if state is None:
                 continue
-            if stored.off is not None:
-                state.leave_alone(stored.off, "", now, forever=True)
-            state.hashed = self._store.anonymizer.context if self._store.anonymizer is not None else None
-            world = kept.notes.get(f"world:{stored.template.key}")
+            if stored.off is not None and state.phase is not Phase.OFF:
+                state.leave_alone(stored.off, stored.table, now, forever=True)
+            state.hashed = self._hashed if self._store.anonymizer is not None else None
+            world = kept.notes.get(f"world:{key}")
             if world is not None:
                 state.watch.world = msgspec.msgpack.decode(world, type=World)
-            state.keep_labels(kept.labels.get(stored.template.key, ()))
-            for trajectory in kept.trajectories.get(stored.template.key, ()):
+            state.merge_labels(kept.labels.get(key, ()), self._void.get(key, 0.0))
+            for trajectory in kept.trajectories.get(key, ()):
                 state.record(trajectory, self._window(state), now)
-        await self._server.start()
-        if kept.snapshot is not None:
-            restored = permitted(kept.snapshot, self._config)
-            for key, policy in restored.templates.items():
-                state = self._registry.get(key)
-                if state is not None and state.phase is not Phase.OFF:
-                    state.policy, state.table = policy, policy.table
-                    if not self._config.table(policy.table).adaptive_search:
-                        await self._measuring.switch_off(state, policy.table)
-            self._publication.restore(restored)
-            if restored != kept.snapshot:
-                await self._store.save(snapshot=restored)
-            await self._server.publish(encode(Publish(restored)))
-            log.info("policy %d for %d templates restored", restored.version, len(restored.templates))
+
+    def _hashed(self, context: str) -> str:
+        anonymizer = self._store.anonymizer
+        return context if anonymizer is None else anonymizer.context(context)
+
+    async def _put_in_force(self, snapshot: Snapshot) -> Snapshot:
+        """Give the workers a snapshot that was published before, or elsewhere; return what they get."""
+        permitted_ones = permitted(snapshot, self._config)
+        for key, policy in permitted_ones.templates.items():
+            state = self._registry.get(key)
+            if state is not None and state.phase is not Phase.OFF:
+                state.policy, state.table = policy, policy.table
+                if self._measuring.active and not self._config.table(policy.table).adaptive_search:
+                    await self._measuring.switch_off(state, policy.table)
+        self._publication.restore(permitted_ones)
+        await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(permitted_ones))))
+        return permitted_ones
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """Return the tasks' coroutines; each runs until it is cancelled."""
-        return [self._measuring.loop(), self._distil_loop(), self._keep_loop()]
+        loops = [self._measuring.loop(), self._distil_loop(), self._keep_loop()]
+        return loops if self._sharing is None else [*loops, self._sharing.loop()]
 
     async def close(self) -> None:
         """Stop listening, cancel what is under way on the server, write what is new."""
@@ -170,6 +199,8 @@ class Learner:
         await self._service.close()
         await self._measuring.close()
         await self._save()
+        if self._sharing is not None:
+            await self._sharing.close()
         await self._store.close()
 
     # --- what clients ask for ---
@@ -247,6 +278,97 @@ class Learner:
             log.warning("not imported: %s", words)
         return taken
 
+    # --- other replicas (learning.sharing) ---
+
+    def _shared(self) -> Sharing:
+        options = self._config.store
+        if options.dsn is None:
+            raise ValueError("the shared store needs store.dsn")
+        shared = SharedStore(
+            options.dsn.get_secret_value(),
+            schema=options.db_schema,
+            group=options.group,
+            connect_timeout=self._config.limits.connect_timeout,
+        )
+        outbox = Outbox(self._may_tell, anonymize=self._config.learning.anonymize)
+        return Sharing(shared, self._store, self, outbox, self._metrics, options)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this learner measures and publishes; alone, it always does."""
+        return self._sharing is None or self._sharing.leading
+
+    async def lead(self, kept: Kept) -> None:
+        """Begin to measure and publish for all replicas, on the ground of what all have learned."""
+        await self._restore(kept)
+        self._publication.version = max(self._publication.version, kept.version)
+        self._measuring.active = True
+        if kept.snapshot is not None:
+            await self._store.save(snapshot=await self._put_in_force(kept.snapshot))
+            self._publication.restore(kept.snapshot)  # as it stands in the store: what is off has to leave it
+            self._orphans = {
+                key: policy
+                for key, policy in permitted(kept.snapshot, self._config).templates.items()
+                if self._registry.get(key) is None and policy.trust is not Trust.OBSERVE
+            }
+        now = time.monotonic()
+        for state in self._registry:
+            if state.policy is not None and state.policy.trust is not Trust.OBSERVE:
+                state.settled_at = now + _SETTLE
+        self._measuring.wake()
+
+    def follow(self) -> None:
+        """Stop measuring: another replica does."""
+        self._measuring.active = False
+        self._orphans = {}
+
+    async def adopt(self, snapshot: Snapshot) -> None:
+        """Put in force what another replica has published, and keep it for a start without the store."""
+        adopted = await self._put_in_force(snapshot)
+        await self._store.save(snapshot=adopted)
+        self._metrics.version.set(snapshot.version)
+        log.info("policy %d of another replica in force: %s", adopted.version, summary(adopted))
+
+    def template(self, key: str) -> Template | None:
+        """Return a known template."""
+        state = self._registry.get(key)
+        return state.template if state is not None else None
+
+    def receive_mail(self, mail: Mail) -> None:
+        """Take what another replica has told: its workers' frames, or labels."""
+        match mail:
+            case Forwarded():
+                assert self._sharing is not None
+                self._sharing.thinning.count(mail.seen, mail.size)
+                for template in mail.templates:
+                    self._template_seen(template)
+                self._record(mail.trajectories)
+            case Labelled():
+                for template in mail.templates:
+                    self._template_seen(template)
+                for key in {label.template for label in mail.labels}:
+                    state = self._registry.get(key)
+                    if state is not None:
+                        labels = [label for label in mail.labels if label.template == key]
+                        state.merge_labels(labels, self._void.get(key, 0.0))
+            case HandedIn(document):
+                self._handed_in(document)
+            case Rated():
+                self._measuring.rated(mail)
+            case InjectionFailed():
+                self._injection_failed(mail)
+
+    def _may_tell(self, template: Template) -> bool:
+        """Tell whether other replicas may hear of a template; in doubt not."""
+        policy = self._publication.policies.get(template.key)
+        if policy is not None and policy.table:
+            return self._config.table(policy.table).adaptive_search
+        relation = template.relation.lower()
+        off = [name for name in self._config.tables if not self._config.table(name).adaptive_search]
+        return self._config.learning.enabled and not any(
+            name.partition(".")[2].lower() in relation for name in off
+        )
+
     # --- serve ---
 
     @property
@@ -271,14 +393,17 @@ class Learner:
         return self._publication.version
 
     def _receive(self, frame: Frame, peer: Peer) -> None:
+        if not self.leads and isinstance(frame, TemplateSeen | TrajectoryBatch | Rated | InjectionFailed):
+            assert self._sharing is not None
+            self._sharing.outbox.receive(frame)
         match frame:
             case TrajectoryBatch():
                 self._received_trajectories(frame)
             case TemplateSeen(template):
-                if self._registry.add(template, time.monotonic()) is None:
-                    self._metrics.templates_refused.inc()
+                self._template_seen(template)
             case Rated():
-                self._measuring.rated(frame)
+                if self.leads:
+                    self._measuring.rated(frame)
             case InjectionFailed():
                 self._injection_failed(frame)
             case Hello(pid, version):
@@ -293,20 +418,36 @@ class Learner:
                 log.error("a worker sent a policy; it was ignored")
 
     def _received_trajectories(self, batch: TrajectoryBatch) -> None:
-        now, clock = time.monotonic(), time.time()
+        clock = time.time()
         self._metrics.trajectories.inc(len(batch.trajectories))
         if batch.dropped:
             self._metrics.dropped.labels(reason="queue full").inc(batch.dropped)
-        for trajectory in batch.trajectories:
+        trajectories = batch.trajectories
+        if self._sharing is not None and self.leads:
+            thinning = self._sharing.thinning
+            thinning.count(len(trajectories), sum(size_of(trajectory) for trajectory in trajectories))
+            trajectories = tuple(trajectory for trajectory in trajectories if thinning.wanted())
+        self._record(trajectories)
+        if batch.trajectories:
+            self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
+
+    def _record(self, trajectories: Sequence[Trajectory]) -> None:
+        now = time.monotonic()
+        for trajectory in trajectories:
             state = self._registry.get(trajectory.template)
             if state is None:
                 self._metrics.dropped.labels(reason="unknown template").inc()
                 continue
             self._registry.touch(trajectory.template)
             state.record(trajectory, self._window(state), now)
-        if batch.trajectories:
-            self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
+        if trajectories:
             self._measuring.wake()
+
+    def _template_seen(self, template: Template) -> None:
+        if self._registry.add(template, time.monotonic()) is None:
+            self._metrics.templates_refused.inc()
+        elif self._sharing is not None:
+            self._sharing.outbox.know(template)
 
     def _window(self, state: TemplateState) -> int:
         return self._config.table(state.table or state.template.relation).trajectory_window
@@ -329,10 +470,11 @@ class Learner:
 
     async def _distil_loop(self) -> None:
         while True:
-            for state in self._registry:
+            for state in self._registry if self.leads else ():
                 if distil_due(state, time.monotonic(), self._config.learning.pattern_consolidation_interval):
                     await self._distil(state)
-            await self._publish()
+            if self.leads:
+                await self._publish()
             await asyncio.sleep(_DISTIL_EVERY)
 
     async def _distil(self, state: TemplateState) -> None:
@@ -350,12 +492,13 @@ class Learner:
             state.distilled_at = time.monotonic()
             state.distil_seconds = state.distilled_at - started
             self._metrics.distill_seconds.inc(state.distil_seconds)
-        if state.confirmed is confirmed and state.watch.epoch == epoch:
+        if self.leads and state.confirmed is confirmed and state.watch.epoch == epoch:
             state.policy = policy
             self._measuring.derived(state)
 
     async def _publish(self) -> None:
         policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
+        policies = {**self._orphans, **policies}
         before = self._publication.policies
         urgent = any(state.watch.urgent for state in self._registry)
         snapshot = self._publication.next(policies, time.time(), urgent=urgent)
@@ -366,6 +509,8 @@ class Learner:
             if key in policies and material(before.get(key), policies[key]):
                 state.watch.published(snapshot.version)
         await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(snapshot))))
+        if self._sharing is not None:
+            self._sharing.publish(snapshot)
         await self._store.save(snapshot=snapshot)
         self._metrics.published.inc()
         log.info("policy %d published: %s", snapshot.version, summary(snapshot))
@@ -380,11 +525,11 @@ class Learner:
 
     async def _save(self) -> None:
         for document in await self._store.handed_in():
-            try:
-                self.import_patterns(decode(document))
-            except ExchangeError as error:
-                log.error("a document of patterns was handed in and cannot be used: %s", error)
+            self._handed_in(document)
         news, self._measuring.news = self._measuring.news, News()
+        if news.void:
+            self._void.update(news.void)
+            news.notes |= {f"void:{key}": msgspec.msgpack.encode(at) for key, at in news.void.items()}
         if news.templates or news.labels or news.trajectories or news.notes:
             await self._store.save(
                 templates=tuple(news.templates.values()),
@@ -392,6 +537,20 @@ class Learner:
                 trajectories=news.trajectories,
                 notes=news.notes,
             )
+        if self._sharing is not None and self.leads:
+            self._sharing.add(
+                templates=news.templates, notes=news.notes, void=news.void, forgotten=news.forgotten
+            )
+
+    def _handed_in(self, data: bytes) -> None:
+        if not self.leads:
+            assert self._sharing is not None
+            self._sharing.outbox.receive(HandedIn(data))
+            return
+        try:
+            self.import_patterns(decode(data))
+        except ExchangeError as error:
+            log.error("a document of patterns was handed in and cannot be used: %s", error)
 
     def _gauges(self) -> None:
         self._measuring.gauges()
@@ -412,7 +571,7 @@ def distil_due(state: TemplateState, now: float, consolidate_after: float) -> bo
         return False
     if state.unpublished and state.watch.urgent:
         return True
-    if not state.labels:
+    if not state.labels or now < state.settled_at:
         return False
     if not state.unpublished:
         return now - state.distilled_at >= consolidate_after
