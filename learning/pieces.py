@@ -28,7 +28,7 @@ from learning.records import Snapshot, TemplatePolicy
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-_pack = msgspec.msgpack.Encoder(order="deterministic").encode
+_pack = msgspec.msgpack.Encoder().encode
 
 
 class NewerFormatError(ValueError):

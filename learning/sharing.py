@@ -170,6 +170,10 @@ class Sharing:
             self._trouble(str(error) or "it does not answer")
             self._waited = min(2 * self._waited, _BACKOFF[1])
             return self._waited * random.uniform(0.7, 1.0)
+        except Exception:  # sharing is no reason to lose the learner
+            log.exception("a round with the shared store failed")
+            self._trouble("an internal error; see above")
+            return _SCHEMA_BACKOFF
         if self._up is not True:
             log.info("the shared store is reached; this replica %s", "leads" if self.leading else "follows")
         self._up, self._waited = True, _BACKOFF[0]
