@@ -53,7 +53,14 @@ class HandedIn(msgspec.Struct, frozen=True, tag="handed-in"):
     document: bytes
 
 
-Mail = Forwarded | Labelled | HandedIn | Rated | InjectionFailed
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """Options of a table that a client has set: a note of the store, by name."""
+
+    name: str
+    body: bytes
+
+
+Mail = Forwarded | Labelled | HandedIn | Noted | Rated | InjectionFailed
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Mail] = msgspec.msgpack.Decoder(Mail)
@@ -94,7 +101,9 @@ class Outbox:
         self._seen = self._size = self._kept = 0
         self._events: deque[Mail] = deque(maxlen=_RATINGS)
 
-    def receive(self, frame: TemplateSeen | TrajectoryBatch | Rated | InjectionFailed | HandedIn) -> None:
+    def receive(
+        self, frame: TemplateSeen | TrajectoryBatch | Rated | InjectionFailed | HandedIn | Noted
+    ) -> None:
         """Take a frame of a worker."""
         match frame:
             case TemplateSeen(template):

@@ -47,7 +47,7 @@ from learning.exchange import Document, ExchangeError, decode
 from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
-from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Outbox, size_of
+from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
     ENOUGH_NEW,
@@ -257,7 +257,8 @@ class Learner:
         for state in states:
             if state.confirmed is not None and state.labels:
                 await self._distil(state)
-        await self._publish()
+        if self.leads:
+            await self._publish()
 
     # --- exchange ---
 
@@ -353,6 +354,9 @@ class Learner:
                         state.merge_labels(labels, self._void.get(key, 0.0))
             case HandedIn(document):
                 self._handed_in(document)
+            case Noted(name, body):
+                self._measuring.news.notes[name] = body
+                self._restore_overrides({name: body})
             case Rated():
                 self._measuring.rated(mail)
             case InjectionFailed():
@@ -361,6 +365,8 @@ class Learner:
     def _may_tell(self, template: Template) -> bool:
         """Tell whether other replicas may hear of a template; in doubt not."""
         policy = self._publication.policies.get(template.key)
+        if policy is not None and policy.reason == OFF_BY_CONFIGURATION:
+            return False  # the leader's, where a client has switched it off there
         if policy is not None and policy.table:
             return self._config.table(policy.table).adaptive_search
         relation = template.relation.lower()
@@ -537,7 +543,11 @@ class Learner:
                 trajectories=news.trajectories,
                 notes=news.notes,
             )
-        if self._sharing is not None and self.leads:
+        if self._sharing is not None and not self.leads:
+            for name, body in news.notes.items():
+                if name.startswith("sql:"):  # options set by a client of this replica hold for all
+                    self._sharing.outbox.receive(Noted(name, body))
+        elif self._sharing is not None:
             self._sharing.add(
                 templates=news.templates, notes=news.notes, void=news.void, forgotten=news.forgotten
             )

@@ -425,7 +425,7 @@ def test_nothing_of_a_table_that_is_off_reaches_the_store_and_what_was_there_goe
             await until(lambda: any(each.leads for each in both))
             for each in both:
                 await ask(each, found, QUERIES[:150])
-            await until(lambda: set(traces()) <= {"pieces"})
+            await until(lambda: set(traces()) <= {"pieces", "manifests"})
             await asyncio.sleep(3.0)
             assert all(each.labels() == 0 for each in both)
 
