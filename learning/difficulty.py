@@ -2,8 +2,9 @@
 
 The model has three layers; each leans on the one before it where it knows nothing itself.
 
-1. *Difficulty* ``z``: a ridge regression of the log of a query's mean miss rate on a few features: local
-   density (`learning.density`) and what similar labelled queries were like (`neighbourhood`).
+1. *Difficulty* ``z``: a ridge regression of the log of a query's mean miss rate on a few features, each with
+   a bend at its median: local density (`learning.density`) and what similar labelled queries were like
+   (`neighbourhood`).
 2. *Surface*: the expected recall curve at a difficulty.  Labels are smoothed along the quantiles of ``z``
    with a Gaussian kernel, shrunk to the global curve, and tabulated on a grid; between two grid points it is
    linear.
@@ -95,13 +96,15 @@ class Model:
     """Layers 1 and 2, fitted."""
 
     slope: Floats  # [features], on raw features
+    bend: Floats  # [features], by which the slope is steeper above `knot`
+    knot: Floats  # [features]
     intercept: float
     grid: Floats  # [GRID], increasing difficulties
     surface: Floats  # [GRID, arms], recall
 
     def difficulty(self, features: Floats) -> Floats:
         """Return ``z`` [n] of features [n, features]."""
-        return features @ self.slope + self.intercept
+        return features @ self.slope + np.maximum(features - self.knot, 0.0) @ self.bend + self.intercept
 
     def curves(self, z: Floats) -> Floats:
         """Return surface curves [n, arms] at difficulties [n]; outside the grid, the nearest end."""
@@ -131,17 +134,19 @@ def fit(features: Floats, curves: Floats, misses: Floats, weight: Floats) -> Mod
         [n], positive.
     """
     share = weight / weight.sum()
-    mean = share @ features
-    scale = np.sqrt(share @ (features - mean) ** 2) + 1e-9
-    standard = (features - mean) / scale
+    knot = np.median(features, axis=0)
+    terms = np.column_stack((features, np.maximum(features - knot, 0.0)))
+    mean = share @ terms
+    scale = np.sqrt(share @ (terms - mean) ** 2) + 1e-9
+    standard = (terms - mean) / scale
     centre = float(share @ misses)
     weighted = standard * weight[:, None]
-    normal = standard.T @ weighted + _RIDGE * np.eye(features.shape[1])
+    normal = standard.T @ weighted + _RIDGE * np.eye(terms.shape[1])
     slope = np.linalg.solve(normal, weighted.T @ (misses - centre)) / scale
     intercept = centre - float(slope @ mean)
-    z = features @ slope + intercept
-    grid, surface = _surface(z, curves, weight)
-    return Model(slope, intercept, grid, surface)
+    grid, surface = _surface(terms @ slope + intercept, curves, weight)
+    straight, bend = np.split(slope, 2)
+    return Model(straight, bend, knot, intercept, grid, surface)
 
 
 def _surface(z: Floats, curves: Floats, weight: Floats) -> tuple[Floats, Floats]:

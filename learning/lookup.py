@@ -12,6 +12,8 @@ key               shape                    meaning
 ``name_recalls``  float32 [queries]        its expected recall
 ``default``       float64 [2]              arm and expected recall of every other query, if there is no model
 ``slope``         float64 [features]       of the difficulty: density features (if any), memory features
+``bend``          float64 [features]       more of it above a feature's knot
+``knot``          float64 [features]
 ``intercept``     float64 [1]              of the difficulty
 ``grid``          float64 [GRID]           difficulties at which the surface is tabulated
 ``surface``       float64 [GRID, arms]     expected recall
@@ -37,7 +39,6 @@ Three steps, each only where the one before it has no answer:
 from __future__ import annotations
 
 import math
-import operator
 from bisect import bisect_left
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ from learning.records import QueryPolicy
 from learning.repetition import NAME, vector_name
 
 Floats = NDArray[np.float64]
+
+LINES = ("slope", "bend", "knot")
+"""Keys of what the difficulty is computed from, one number for each feature."""
 
 UNUSABLE_MS = 1e9
 """Cost of an arm that was never measured: finite, so that it survives JSON."""
@@ -141,6 +145,8 @@ def _packed(patterns: Patterns, fitted: Fitted) -> dict[str, bytes]:
     model, frame, around = fitted.model, fitted.frame, fitted.around
     extra = {
         "slope": model.slope.astype("<f8").tobytes(),
+        "bend": model.bend.astype("<f8").tobytes(),
+        "knot": model.knot.astype("<f8").tobytes(),
         "intercept": np.array([model.intercept], dtype="<f8").tobytes(),
         "grid": model.grid.astype("<f8").tobytes(),
         "surface": model.surface.astype("<f8").tobytes(),
@@ -232,10 +238,9 @@ class _ModelLookup:
         self._prior_weight = policy.prior_weight
         # The least likeness that still counts as near.
         self._least = max(difficulty.TINY, math.exp(0.5 * policy.sharpness * (policy.min_similarity - 1.0)))
-        slope = np.frombuffer(extra["slope"], dtype="<f8")
         self._intercept = float(np.frombuffer(extra["intercept"], dtype="<f8")[0])
-        self._density_slope: list[float] = slope[: -difficulty.MEMORY_FEATURES].tolist()
-        self._memory_slope: list[float] = slope[-difficulty.MEMORY_FEATURES :].tolist()
+        slope, bend, knot = (np.frombuffer(extra[key], dtype="<f8").tolist() for key in LINES)
+        self._lines = list(zip(slope, bend, knot, strict=True))
 
     def _read_sketch(
         self, extra: dict[str, bytes], frame: Frame, sketches: MutableMapping[bytes, Sketch]
@@ -284,14 +289,17 @@ class _ModelLookup:
         if not alike.item(alike.argmax()) >= self._least:  # also where it is not a number
             return None
         z = self._intercept
+        features: list[float] = []
         if self._sketch is not None:
             seen = self._sketch.look(place, residue)
             if not density.strangeness(seen) <= self._limit:
                 return None
             features = density.feature_list(seen.tolist(), self._floor)
-            z += sum(map(operator.mul, features, self._density_slope))
-        mean_miss, log_total = self._memory_slope
-        z += mean_miss * near[0] / total + log_total * math.log(total)
+        features += (near[0] / total, math.log(total))
+        for feature, (slope, bend, knot) in zip(features, self._lines, strict=True):
+            z += slope * feature
+            if feature > knot:
+                z += bend * (feature - knot)
         alike *= alike
         memory = alike.dot(self._memory)
         utility = memory[1:] / (memory[0] + self._prior_weight)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from learning.calibration import Tolls
 from learning.density import Sketch
 from learning.difficulty import MEMORY_FEATURES
-from learning.lookup import QueryLookup
+from learning.lookup import LINES, QueryLookup
 from learning.records import QueryPolicy
 
 _LOOKUPS = 40
@@ -68,5 +68,5 @@ def _median_ms(
 def _without_sketch(policy: QueryPolicy) -> QueryPolicy:
     """Return the policy as if no sketch had been there: what it chooses means nothing."""
     extra = {key: data for key, data in policy.extra.items() if key not in _SKETCH_KEYS}
-    extra["slope"] = extra["slope"][-MEMORY_FEATURES * _DOUBLE :]
+    extra |= {key: extra[key][-MEMORY_FEATURES * _DOUBLE :] for key in LINES}
     return msgspec.structs.replace(policy, extra=extra)

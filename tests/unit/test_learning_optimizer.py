@@ -120,7 +120,9 @@ def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy)
     alike = difficulty.likeness(points, patterns)
     memory = difficulty.neighbourhood(alike, extra["misses"], counts)
     around = density.features(sketch.look_around(points, residues), float(extra["density"][1]))
-    z = np.column_stack((around, memory)) @ extra["slope"] + extra["intercept"][0]
+    features = np.column_stack((around, memory))
+    z = features @ extra["slope"] + extra["intercept"][0]
+    z += np.maximum(features - extra["knot"], 0.0) @ extra["bend"]
     curves = np.frombuffer(query.curves, dtype="<f4").reshape(-1, arms)
     residuals = curves - difficulty.interpolate(extra["grid"], surface, extra["z"])
     base = difficulty.interpolate(extra["grid"], surface, z)
@@ -135,7 +137,7 @@ def test_the_hot_path_computes_what_calibration_assumed(learned: TemplatePolicy)
     assert agreed >= 97
 
 
-_DOUBLES = ("slope", "intercept", "grid", "surface", "z", "misses", "density")
+_DOUBLES = ("slope", "bend", "knot", "intercept", "grid", "surface", "z", "misses", "density")
 
 
 def test_the_length_of_a_vector_does_not_matter_for_cosine(learned: TemplatePolicy) -> None:
