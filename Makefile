@@ -59,6 +59,7 @@ bench-live: $(DEV) ## the learning engine end to end, against static settings, o
 
 bench-replay: $(DEV) ## policies on recorded recall curves; the first run records them (10 minutes)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay --published
 
 bench-drift: $(DEV) ## the table grows, the index is rebuilt, the queries change: recall meanwhile (about ten minutes)
 	@$(BIN)/python -m bench.drift

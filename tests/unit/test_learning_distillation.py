@@ -176,10 +176,11 @@ def test_a_strict_contract_keeps_the_target_for_the_hard_third_too() -> None:
 
 @pytest.mark.slow
 def test_the_target_is_kept_over_seeded_replays() -> None:
-    worst = min(
-        outcome(distill(T, facts(), ARMS, mixed_labels(300, seed), TRAFFIC, FREE))[0] for seed in range(10)
-    )
-    assert worst >= 0.975
+    recall = [
+        outcome(distill(T, facts(), ARMS, mixed_labels(300, seed), TRAFFIC, FREE))[0] for seed in range(20)
+    ]
+    assert sum(each < 0.975 for each in recall) <= 1
+    assert np.mean(recall) >= 0.98
 
 
 def test_a_repeated_query_is_remembered_as_it_was() -> None:
