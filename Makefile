@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance fuzz bench-proxy bench-index bench-drift bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts fuzz bench-proxy bench-index bench-drift bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -44,6 +44,10 @@ differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: n
 
 conformance: $(DEV) ## third-party suites, direct and through the proxy; SUITE=psql runs one
 	@$(BIN)/python -m tests.conformance $(SUITE)
+
+charts: $(DEV) ## the Helm chart, rendered and checked, and the Dockerfile, linted
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[charts]'
+	@$(BIN)/python -m pytest tests/unit/test_chart.py tests/unit/test_images.py tests/unit/test_monitoring.py
 
 fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)

@@ -37,6 +37,8 @@ Ready to use, in [helm/ruvector-proxy/monitoring](../helm/ruvector-proxy/monitor
   `promtool test rules` show when each fires, and when not.
 - `dashboard.json`: for Grafana (Dashboards, Import). It asks for the data source. A test runs its queries
   in Prometheus; nobody has looked at it in Grafana yet, which could not be installed where it was made.
+
+The Helm chart installs both on request (`monitoring` in its values).
 """
 
 
