@@ -23,6 +23,7 @@ In touch with the world:
     plans           reading EXPLAIN                                   tablestats  value shares, row samples
     binding         any argument as a parameter                      probe       one query measured
     ratings         a user's rating, taken to the server              tolls       what a lookup takes here
+    answering       questions to the learner
     measuring       one measurement after another                    registry    what is known of templates
     store           SQLite                                            metrics     for Prometheus
     worker          the learner's process

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -44,18 +43,17 @@ class Advice(msgspec.Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class TableView:
+class TableView(msgspec.Struct, frozen=True):
     """What is known of a template's table, and of what the application itself has set."""
 
     table: str
     column: str
     rows: float
-    indexes: Sequence[IndexInfo]
-    usual: Mapping[str, str] = field(default_factory=dict)  # settings in force without the proxy
-    unindexed: Sequence[str] = ()  # filter columns that no ordinary index begins with
+    indexes: tuple[IndexInfo, ...]
+    usual: dict[str, str] = {}  # settings in force without the proxy
+    unindexed: tuple[str, ...] = ()  # filter columns that no ordinary index begins with
     typical_share: float | None = None  # share of the rows that a typical filter value keeps
-    rows_when_built: Mapping[str, float] = field(default_factory=dict)  # index -> rows, where it was seen
+    rows_when_built: dict[str, float] = {}  # index -> rows, where it was seen
 
 
 _TEXT: Mapping[str, tuple[str, str]] = {

@@ -1,4 +1,4 @@
-"""Frames between a worker and the learner: length-prefixed msgpack over a unix socket.
+"""Frames between workers, or whoever has a question, and the learner: msgpack over a unix socket.
 
 A frame is a 4-byte big-endian length followed by that many bytes of msgpack, one tagged record.  Either
 side drops the connection on a frame that is too long or does not decode: the worker then goes on with the
@@ -105,6 +105,20 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     problem: Problem | None = None
 
 
+class Question(msgspec.Struct, frozen=True, tag="question"):
+    """Somebody asks; the answer carries the same number.  The body is for `learning.answering` to read."""
+
+    number: int
+    body: bytes
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """The answer to the `Question` of this number on this connection."""
+
+    number: int
+    body: bytes
+
+
 class Publish(msgspec.Struct, frozen=True, tag="publish"):
     """The learner's current policy."""
 
@@ -121,6 +135,8 @@ Frame = (
     | Abandon
     | Progress
     | Answer
+    | Question
+    | Answered
     | Publish
 )
 

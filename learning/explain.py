@@ -56,6 +56,7 @@ class Explanation(msgspec.Struct, frozen=True):
     difficulty: str  # in words, from the labelled queries around
     arms: tuple[ArmOutlook, ...]
     advice: tuple[Advice, ...] = ()
+    live: bool = False  # from the running learner, not from what it has kept
 
 
 def explain(
@@ -68,6 +69,8 @@ def explain(
     values: tuple[str | None, ...] = (),
     version: int = 0,
     advice: Sequence[Advice] = (),
+    optimizer: SearchOptimizer | None = None,
+    live: bool = False,
 ) -> Explanation:
     """Explain one query.
 
@@ -81,10 +84,15 @@ def explain(
         LIMIT + OFFSET.
     values
         Canonical filter values in the order of `TemplatePolicy.filter_slots`.
+    optimizer
+        One that serves `policy`; by default it is made, which takes a second where there is a sample of the
+        table.
+    live
+        The policy is the one in force, not the one that was kept last.
     """
-    choice = SearchOptimizer(Snapshot(version, 0.0, {template.key: policy})).optimize(
-        template.key, vector, k, values
-    )
+    if optimizer is None:
+        optimizer = SearchOptimizer(Snapshot(version, 0.0, {template.key: policy}))
+    choice = optimizer.optimize(template.key, vector, k, values)
     arm = choice.arm if choice is not None else policy.arms[0]
     own = _of_the_kind(labels, context_key(k, values), k)
     known = evidence(own, policy.arms)
@@ -116,6 +124,7 @@ def explain(
         difficulty=_difficulty(outlooks),
         arms=outlooks,
         advice=tuple(advice),
+        live=live,
     )
 
 

@@ -40,7 +40,7 @@ from learning.drift import World
 from learning.plans import Plan
 from learning.probe import apply, snapshot
 from learning.records import Arm, Settings, SlotRole, Template, Trajectory
-from learning.tablestats import selectivity
+from learning.tablestats import selectivity, unindexed, usual_settings
 from learning.upstream import DISCONNECTED, TRANSIENT, Session
 
 VECTOR_METHODS = (
@@ -70,6 +70,8 @@ class Confirmed:
     relation: int  # OID
     used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Arm.name -> vector indexes that its plan scanned in some query, for people to read."""
+    usual: Mapping[str, str] = field(default_factory=dict)  # search settings without the proxy
+    unindexed: tuple[str, ...] = ()  # filter columns that no ordinary index begins with
 
     def with_sketch(self, sketch: NDArray[np.float32] | None) -> Confirmed:
         """Return the same with a sample of the table's vectors."""
@@ -139,13 +141,19 @@ async def confirm(
             ks = (max_k if min_k is None else min_k, max_k)
             arms, used = await _Arms(session, template, relation.schema, indexes, seen).confirm(ks)
             facts = await _facts(session, template, relation, types)
+            filters = [slot.column for slot in template.slots if slot.role is SlotRole.FILTER and slot.column]
+            missing = await unindexed(session, relation.oid, filters) if filters else ()
+            usual = await usual_settings(session)
     except (*DISCONNECTED, *TRANSIENT):
         raise
     except (_RejectError, BindingError) as error:
         return Rejected(str(error), table)
     except asyncpg.PostgresError as error:
         return Rejected(f"the learner's role cannot measure it: {error}", table)
-    return Confirmed(facts, tuple(indexes), arms, types, settings, relation.oid, used)
+    usual |= {name: value for name, value in settings if name in usual}
+    return Confirmed(
+        facts, tuple(indexes), arms, types, settings, relation.oid, used, usual=usual, unindexed=missing
+    )
 
 
 async def explain(session: Session, template: Template, arguments: Sequence[Bound]) -> Plan:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from config.schema import Config
+from learning.answering import table_view
 from learning.audit import Audit
 from learning.binding import BindingError
 from learning.budget import Pace, TokenBucket
@@ -75,7 +76,8 @@ class News:
         self.forgotten.append(template)
         self.void.pop(template, None)
         self.templates.pop(template, None)
-        self.notes.pop(f"world:{template}", None)
+        for kind in ("world", "view"):
+            self.notes.pop(f"{kind}:{template}", None)
         self.labels = [label for label in self.labels if label.template != template]
         self.trajectories = [t for t in self.trajectories if t.template != template]
 
@@ -400,6 +402,7 @@ class Measuring:
                 )
             known = state.confirmed.facts if state.confirmed is not None else None
             state.confirm(answer.with_sketch(known.sketch if known is not None else None), now)
+            self.news.notes[f"view:{state.template.key}"] = msgspec.msgpack.encode(table_view(state))
             backlog = tuple(state.backlog)
             state.backlog.clear()
             for trajectory in backlog:

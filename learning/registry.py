@@ -290,6 +290,11 @@ class TemplateState:
         self.recheck_after = min(_LAST_RECHECK, 2 * self.recheck_after)
 
     @property
+    def filtered(self) -> bool:
+        """Whether filter values make contexts of it."""
+        return self.policy is not None and bool(self.policy.filter_slots)
+
+    @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms in use, none before confirmation."""
         return self.confirmed.arms if self.confirmed is not None else ()

@@ -1,8 +1,9 @@
 """The learner's end of the channel: a unix socket that workers connect to.
 
-Any number of workers may come and go.  Each gets the current policy on connecting and whenever it changes; a
-worker that reads slowly is sent the newest policy when it is ready, never a queue of old ones.  A frame that
-does not decode costs the peer its connection and nothing else.
+Any number of workers may come and go.  Each says hello and then gets the current policy, now and whenever it
+changes; one that reads slowly is sent the newest policy when it is ready, never a queue of old ones.  A
+frame that does not decode costs the peer its connection and nothing else.  Who only asks questions says no
+hello and is sent nothing but answers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from learning.channel import ChannelError, Frame, FrameReader, encode
+from learning.channel import ChannelError, Frame, FrameReader, Hello, encode
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,14 @@ class ChannelServer:
         self._receive = receive
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._workers: set[asyncio.Task[None]] = set()  # tasks that send them what is published
         self._publication: bytes | None = None  # the encoded frame
         self._changed = asyncio.Condition()
 
     @property
     def workers(self) -> int:
         """The number of connected workers."""
-        return len(self._connections)
+        return len(self._workers)
 
     async def start(self) -> None:
         """Begin to accept workers.
@@ -99,25 +101,33 @@ class ChannelServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        sender = asyncio.create_task(self._send(writer))
         peer = Peer(writer)
         try:
-            await self._read(reader, peer)
+            await self._converse(reader, writer, peer)
         except (ChannelError, OSError) as error:
             log.error("connection of a worker dropped: %s", error)
         except asyncio.CancelledError:
             pass  # the server is closing; the streams library would log a cancelled handler as an error
         finally:
-            sender.cancel()
             writer.transport.abort()
             self._gone(peer)
             self._connections.discard(task)
 
-    async def _read(self, reader: asyncio.StreamReader, peer: Peer) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         frames = FrameReader()
-        while data := await reader.read(_READ_SIZE):
-            for frame in frames.feed(data):
-                self._receive(frame, peer)
+        sender: asyncio.Task[None] | None = None
+
+        try:
+            while data := await reader.read(_READ_SIZE):
+                for frame in frames.feed(data):
+                    if isinstance(frame, Hello) and sender is None:
+                        sender = asyncio.create_task(self._send(writer))
+                        self._workers.add(sender)
+                    self._receive(frame, peer)
+        finally:
+            if sender is not None:
+                sender.cancel()
+                self._workers.discard(sender)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         sent: bytes | None = None

@@ -1,6 +1,7 @@
-"""What the server's own statistics say about a table: shares of filter values, and a sample of the vectors.
+"""What the server's own catalogs say about a table: shares of filter values, filter columns without an index,
+settings in force, and a sample of the vectors.
 
-Both are read with the learner's rights.  ``pg_stats`` shows a column only to roles that may read it; a role
+All are read with the learner's rights.  ``pg_stats`` shows a column only to roles that may read it; a role
 that may not gets no statistics here, and the policy then knows no selectivities.
 
 The sample is uniform over rows (BERNOULLI): SYSTEM takes whole pages, and rows that were loaded together are
@@ -13,6 +14,7 @@ Source: PostgreSQL documentation, "pg_stats" and "SELECT ... TABLESAMPLE"; pgvec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,17 @@ async def selectivity(
         distinct = -distinct * max(found["rows"], 1.0)
     rest = (1.0 - found["nulls"] - sum(common.values())) / max(1.0, distinct - len(common))
     return common, max(rest, 1.0 / max(found["rows"], 1.0))
+
+
+async def unindexed(session: Session, relation: int, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return which of these columns no valid index begins with: a filter on them reads the whole table."""
+    rows = await session.catalog(_UNINDEXED, str(relation), list(dict.fromkeys(columns)))
+    return tuple(row["column"] for row in rows)
+
+
+async def usual_settings(session: Session) -> dict[str, str]:
+    """Return the search settings of a session that sets nothing, by the server's configuration."""
+    return {row["name"]: row["value"] for row in await session.catalog(_USUAL)}
 
 
 async def sketch(session: Session, relation: int, column: str, rows: float) -> NDArray[np.float32] | None:
@@ -107,6 +120,17 @@ SELECT s.null_frac AS nulls, s.n_distinct AS distinct, s.most_common_vals::text:
 FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.tablename
 WHERE s.schemaname = $1::text AND s.tablename = $2::text AND s.attname = $3::text AND NOT s.inherited
+"""
+_UNINDEXED = """
+SELECT a.attname AS column FROM unnest($2::text[]) WITH ORDINALITY AS w(name, place)
+JOIN pg_attribute a ON a.attrelid = $1::text::oid AND a.attname = w.name AND NOT a.attisdropped
+WHERE NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid
+                  AND i.indpred IS NULL AND i.indkey[0] = a.attnum)
+ORDER BY w.place
+"""
+_USUAL = """
+SELECT name, reset_val AS value FROM pg_settings
+WHERE name ~ '^(hnsw|ivfflat|ruvector|diskann|vchordrq|vchordg|lantern_hnsw|scann)[.]'
 """
 _COLUMN = """
 SELECT t.typname AS type, a.atttypmod AS dimensions, quote_ident(a.attname) AS column,

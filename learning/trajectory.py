@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from learning.records import Trajectory, context_key
+from learning.records import Trajectory, Value, context_key
 from learning.repetition import Repetition, vector_name
 from learning.values import canonical
 
@@ -59,9 +59,16 @@ def filter_values(
     trajectory: Trajectory, filter_slots: Sequence[int], value_types: Sequence[int]
 ) -> tuple[str | None, ...]:
     """Return canonical filter values in the order of `filter_slots`; None for NULL and for undecodable."""
+    return canonical_values(trajectory.values, filter_slots, value_types)
+
+
+def canonical_values(
+    values: Sequence[Value | None], filter_slots: Sequence[int], value_types: Sequence[int]
+) -> tuple[str | None, ...]:
+    """The same for `values` by slot."""
     found: list[str | None] = []
     for slot in filter_slots:
-        value = trajectory.values[slot] if slot < len(trajectory.values) else None
+        value = values[slot] if slot < len(values) else None
         oid = value_types[slot] if slot < len(value_types) else 0
         if value is None or value.data is None:
             found.append(None)

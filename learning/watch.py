@@ -47,6 +47,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.world: World | None = None
+        self.latest: World | None = None  # by the last look
+        self.built: dict[str, float] = {}  # index -> rows of the table when it was built, where that was seen
         self.holding: Holding | None = None
         self.epoch = 0  # changes so far
         self.urgent = False  # a policy that has to go out at once
@@ -71,11 +73,17 @@ class Watch:
 
     def looked(self, world: World, at: float) -> Change | None:
         """Compare what the catalogs say with what they said when learning began (anew)."""
-        before, self.world = self.world, self.world or world
+        before, self.world, self.latest = self.world, self.world or world, world
         change = compare(before, world, at) if before is not None else None
-        if change is not None:
+        if before is not None and change is not None:
             self.world = world
+            self._note_built(before, world)
         return change
+
+    def _note_built(self, before: World, now: World) -> None:
+        old = dict(before.indexes)
+        built = {name: now.rows for name, file in now.indexes if old.get(name) != file}
+        self.built = {name: rows for name, rows in self.built.items() if name in dict(now.indexes)} | built
 
     def audited(
         self, label: Label, trajectory: Trajectory, policy: TemplatePolicy | None, target: float

@@ -27,16 +27,19 @@ from typing import Any
 import msgspec
 
 from config.schema import Config, Table
+from learning.answering import Answering, Problem
 from learning.answers import with_outlook
 from learning.channel import (
     Abandon,
     Answer,
+    Answered,
     Ask,
     Frame,
     Hello,
     InjectionFailed,
     Progress,
     Publish,
+    Question,
     Rated,
     TemplateSeen,
     TrajectoryBatch,
@@ -129,6 +132,10 @@ class Learner:
         self._orphans: dict[str, TemplatePolicy] = {}  # published before, of templates not met here
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
         self._measuring.active = self._sharing is None
+        self._answering = Answering(
+            self._registry, lambda: self._publication.version, str(config.store.path.absolute())
+        )
+        self._answers: set[asyncio.Task[None]] = set()  # on their way
 
     async def start(self) -> None:
         """Read what is kept, begin to listen, publish the stored policy."""
@@ -195,6 +202,8 @@ class Learner:
 
     async def close(self) -> None:
         """Stop listening, cancel what is under way on the server, write what is new."""
+        for task in tuple(self._answers):
+            task.cancel()
         await self._server.close()
         await self._service.close()
         await self._measuring.close()
@@ -418,10 +427,22 @@ class Learner:
                 self._service.receive(frame, peer)
             case Abandon():
                 self._service.abandon(frame, peer)
-            case Progress() | Answer():
+            case Question(number, body):
+                task = asyncio.create_task(self._answer(number, body, peer))
+                self._answers.add(task)
+                task.add_done_callback(self._answers.discard)
+            case Progress() | Answer() | Answered():
                 log.error("a worker sent an answer; it was ignored")
             case Publish():
                 log.error("a worker sent a policy; it was ignored")
+
+    async def _answer(self, number: int, body: bytes, peer: Peer) -> None:
+        try:
+            answer = await self._answering.answer(body)
+        except Exception:  # whoever asks gets a sentence, and the learner goes on
+            log.exception("a question could not be answered")
+            answer = msgspec.json.encode(Problem("the learner failed to answer; see its log"))
+        peer.send(Answered(number, answer))
 
     def _received_trajectories(self, batch: TrajectoryBatch) -> None:
         clock = time.time()

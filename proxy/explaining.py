@@ -1,28 +1,42 @@
-"""``ruvector-proxy explain``: what a statement would get, and why, read from what the learner keeps.
+"""``ruvector-proxy explain``: what a statement would get, and why.
 
-The learner writes what it learns to its state directory within a second, and SQLite lets others read
-meanwhile; so the answer is the same whether a proxy runs or not, and nothing is asked of the server.  The
-statement is recognised by the code that recognises the traffic, and its arguments are decoded by the code
-that decodes the traffic's.
+A running proxy of this configuration is asked over its HTTP address, and answers from what its learner has
+in memory; where none answers, or it does not know the statement, the answer comes from what the learner has
+kept in its state directory.  Nothing is asked of the server.  The statement is recognised by the code that
+recognises the traffic, and its arguments are decoded by the code that decodes the traffic's.
 """
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from config.schema import Config
-from learning.advice import Advice, TableView, for_rejected, for_table, for_text
-from learning.drift import World
+from config.schema import Admin, Config, host_port
+from learning.advice import Advice, TableView, for_text
+from learning.answering import (
+    Advise,
+    AnswerError,
+    Explain,
+    Explained,
+    Problem,
+    Reply,
+    advice_on,
+    chosen,
+    decode_reply,
+    undecided,
+)
 from learning.explain import Explanation, explain
-from learning.records import Label, Template, TemplatePolicy, Value
+from learning.records import Value
 from learning.sqlite_file import Kept, read
-from learning.values import canonical
+from learning.trajectory import canonical_values
 from proxy.sql import Recogniser, Scope, VectorQuery
 from proxy.sql.vectors import decode_limit, decode_vector
+
+_PATIENCE = 20.0  # seconds for a running proxy to answer
 
 
 class CannotExplainError(Exception):
@@ -34,7 +48,13 @@ class CannotExplainError(Exception):
 
 
 def explain_statement(
-    config: Config, sql: str, parameters: Sequence[str], *, database: str | None, user: str | None
+    config: Config,
+    sql: str,
+    parameters: Sequence[str],
+    *,
+    database: str | None,
+    user: str | None,
+    live: bool = True,
 ) -> Explanation:
     """Return the explanation of one statement.
 
@@ -44,6 +64,8 @@ def explain_statement(
         Values of $1, $2, ... as text.
     database, user
         Narrow the choice where the same statement is known from several.
+    live
+        Whether a running proxy is asked first.
 
     Raises
     ------
@@ -51,27 +73,40 @@ def explain_statement(
         It is no vector query, or nothing is known of it.
     """
     query = _recognised(sql)
-    kept = _kept(config.store.path)
-    template = _template(kept, query, database, user)
-    snapshot = kept.snapshot
-    policy = snapshot.templates.get(template.key) if snapshot is not None else None
-    labels = kept.labels.get(template.key, [])
-    if snapshot is None or policy is None:
-        raise CannotExplainError(
-            f"the statement is known, and nothing was decided about it yet: {len(labels)} queries of its "
-            "kind were measured. Send more of them, or wait"
-        )
-    vector, k, values = _arguments(query, policy, parameters)
-    return explain(
-        template,
-        policy,
-        labels,
-        vector=vector,
+    vector, k, values = _arguments(query, parameters)
+    inquiry = Explain(
+        sql=query.template.sql,
+        database=database,
+        user=user,
+        vector=None if vector is None else vector.astype("<f4").tobytes(),
         k=k,
         values=values,
-        version=snapshot.version,
-        advice=_advice(kept, template, policy, labels),
+        state=str(config.store.path.absolute()),
     )
+    reply = ask(config.admin, inquiry) if live else None
+    if isinstance(reply, Explained):
+        return reply.explanation
+    if isinstance(reply, Problem) and not reply.unknown:
+        raise CannotExplainError(reply.message, reply.advice)
+    try:
+        return _from_the_store(config.store.path, inquiry, vector)
+    except AnswerError as error:
+        raise CannotExplainError(str(error), error.advice) from error
+
+
+def ask(admin: Admin, inquiry: Explain | Advise) -> Reply | None:
+    """Ask the running proxy; None: there is none that answers."""
+    if not admin.port:
+        return None
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(admin.host, admin.host)  # noqa: S104
+    request = urllib.request.Request(
+        f"http://{host_port(host, admin.port)}/ask", msgspec.json.encode(inquiry), method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as response:  # noqa: S310
+            return decode_reply(response.read())
+    except (OSError, msgspec.DecodeError):  # nobody listens, or somebody else does
+        return None
 
 
 def _recognised(sql: str) -> VectorQuery:
@@ -85,6 +120,37 @@ def _recognised(sql: str) -> VectorQuery:
             for_text(reason),
         )
     return statement.vector
+
+
+def _from_the_store(
+    directory: Path, inquiry: Explain, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
+) -> Explanation:
+    kept = _kept(directory)
+    known = [stored.template for stored in kept.templates]
+    fitting = [t for t in known if inquiry.database in (None, t.database) and inquiry.user in (None, t.user)]
+    assert inquiry.sql is not None
+    same = [template for template in known if template.sql == inquiry.sql]
+    if same and not any(template in fitting for template in same):
+        owners = ", ".join(sorted(f"database {t.database}, user {t.user}" for t in same))
+        raise CannotExplainError(f"the statement is known only from {owners}: see --database and --user")
+    template = chosen(inquiry.sql, [(template, template) for template in fitting])
+    snapshot = kept.snapshot
+    policy = snapshot.templates.get(template.key) if snapshot is not None else None
+    labels = tuple(kept.labels.get(template.key, ()))
+    if snapshot is None or policy is None:
+        raise CannotExplainError(undecided(len(labels)))
+    note = kept.notes.get(f"view:{template.key}")
+    view = msgspec.msgpack.decode(note, type=TableView) if note else None
+    return explain(
+        template,
+        policy,
+        labels,
+        vector=vector,
+        k=inquiry.k,
+        values=canonical_values(inquiry.values, policy.filter_slots, policy.value_types),
+        version=snapshot.version,
+        advice=advice_on(template, policy, labels, view),
+    )
 
 
 def _kept(directory: Path) -> Kept:
@@ -101,29 +167,10 @@ def _kept(directory: Path) -> Kept:
         ) from error
 
 
-def _template(kept: Kept, query: VectorQuery, database: str | None, user: str | None) -> Template:
-    same = [stored.template for stored in kept.templates if stored.template.sql == query.template.sql]
-    if not same:
-        known = sorted({stored.template.sql for stored in kept.templates})[:5]
-        listed = "".join(f"\n  {sql}" for sql in known)
-        raise CannotExplainError(
-            "no such statement has gone through the proxy yet; known are:" + listed
-            if known
-            else "no vector query has gone through the proxy yet"
-        )
-    fitting = [t for t in same if database in (None, t.database) and user in (None, t.user)]
-    if not fitting:
-        owners = ", ".join(sorted(f"database {t.database}, user {t.user}" for t in same))
-        raise CannotExplainError(f"the statement is known only from {owners}: see --database and --user")
-    if len({(t.database, t.user) for t in fitting}) > 1:
-        owners = ", ".join(sorted(f"--database {t.database} --user {t.user}" for t in fitting))
-        raise CannotExplainError(f"the statement is known from several: add one of {owners}")
-    return fitting[-1]
-
-
 def _arguments(
-    query: VectorQuery, policy: TemplatePolicy, parameters: Sequence[str]
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None, int, tuple[str | None, ...]]:
+    query: VectorQuery, parameters: Sequence[str]
+) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None, int, tuple[Value | None, ...]]:
+    """Return the query vector, k, and the other values by slot."""
     by_slot: list[Value] = []
     for argument in query.arguments:
         if argument.parameter is None:
@@ -136,7 +183,9 @@ def _arguments(
                 f"the statement needs a value for ${number}: add --param, {number} in all"
             )
     vector, k = None, 0
+    values: list[Value | None] = []
     for slot, value in zip(query.template.slots, by_slot, strict=True):
+        values.append(None if slot.role == "vector" else value)
         if slot.role == "vector" and value.data is not None:
             vector = decode_vector(value.format, value.data)
             if vector is None:
@@ -146,21 +195,7 @@ def _arguments(
             if rows is None:
                 raise CannotExplainError(f"the {slot.role.upper()} is no number")
             k += rows
-    values = tuple(_canonical(by_slot[slot], policy.value_types[slot]) for slot in policy.filter_slots)
-    return vector, k, values
-
-
-def _canonical(value: Value, type_oid: int) -> str | None:
-    return None if value.data is None else canonical(type_oid, value.format, value.data)
-
-
-def _advice(kept: Kept, template: Template, policy: TemplatePolicy, labels: Sequence[Label]) -> list[Advice]:
-    if len(policy.arms) == 1:
-        return for_rejected(policy.reason, policy.table, template.column, template.operator)
-    note = kept.notes.get(f"world:{template.key}")
-    rows = msgspec.msgpack.decode(note, type=World).rows if note else 0.0
-    view = TableView(policy.table, template.column, rows, ())
-    return for_table(view, policy.arms, labels, policy.target_recall)
+    return vector, k, tuple(values)
 
 
 def as_text(found: Explanation) -> str:
@@ -185,7 +220,7 @@ def as_text(found: Explanation) -> str:
         f"recall      expected {expected}, target {found.target_recall:g}{sure}",
         f"difficulty  {found.difficulty}",
         f"evidence    {found.labels} measured queries of this kind{near}",
-        f"policy      {found.policy_version}: {found.policy}",
+        f"policy      {found.policy_version}, {'in force' if found.live else 'as kept last'}: {found.policy}",
         "",
         f"  {'arm':<22}{'recall':>8}{'nearby':>8}{'ms':>9}",
     ]

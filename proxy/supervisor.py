@@ -41,6 +41,7 @@ import proxy
 from config.conflicts import warnings
 from config.schema import Config, Listen, host_port
 from proxy.admin import server
+from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
 from proxy.children import READY, Message, Reload, Task
 from proxy.net.listening import UnixListener
@@ -288,6 +289,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._workers: list[Child] = []
         self._learner: Child | None = None
+        self._learner_socket: Path | None = None
         self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
         self._registry = CollectorRegistry()
         self._learning = config.learner.dsn is not None and config.learning.enabled
@@ -355,13 +357,19 @@ class Supervisor:
         upstream = await self._upstream.problem()
         return [*found, upstream] if upstream else found
 
+    async def ask(self, question: bytes) -> bytes:
+        """Carry a question to the learner; raises NoAnswerError."""
+        if self._learner_socket is None:
+            raise NoAnswerError("there is no learner: see learner.dsn and learning.enabled")
+        return await ask_learner(self._learner_socket, question)
+
     def _children(self) -> list[Child]:
         return [*self._workers, *([self._learner] if self._learner else [])]
 
     async def _start_admin(self) -> server.AdminServer:
         options = self._config.admin
         try:
-            return await server.start(options.host, options.port, self._registry, self.problems)
+            return await server.start(options.host, options.port, self._registry, self.problems, self.ask)
         except OSError as error:
             where = host_port(options.host, options.port)
             raise StartError(
@@ -391,6 +399,7 @@ class Supervisor:
             return child
 
         if learner_socket:
+            self._learner_socket = Path(learner_socket)
             self._learner = start("learner", Task("learner", config, (), learner_socket, LEARNER_PATIENCE))
         patience = self._config.limits.drain_timeout + GRACE
         for number, listening in enumerate(sockets, 1):

@@ -3,9 +3,11 @@
 /metrics   Prometheus text: what all processes have written, added up; also while the proxy drains
 /healthz   200 as long as the supervisor lives: a restart would help where this fails
 /readyz    200 when clients can be served, else 503 with the reasons: send traffic elsewhere meanwhile
+/advice    what could be changed about the tables, as JSON (learning.answering.Advised)
+/ask       POST: a question to the learner as JSON and its answer (learning.answering), as `explain` asks it
 /          links to these
 
-There is no authentication and nothing that changes anything: GET only.
+There is no authentication and nothing that changes anything.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from proxy.admin.asking import Ask, NoAnswerError
+
+MAX_QUESTION = 1 << 19
+"""Bytes of a question; a vector of 16,000 dimensions takes 90 KB."""
 
 Readiness = Callable[[], Awaitable[list[str]]]
 """Returns the reasons for which clients cannot be served; none: ready."""
@@ -28,6 +35,7 @@ PAGE = """<!doctype html>
 <li><a href="/metrics">/metrics</a>: figures for Prometheus
 <li><a href="/healthz">/healthz</a>: whether the proxy is alive
 <li><a href="/readyz">/readyz</a>: whether clients can be served
+<li><a href="/advice">/advice</a>: what could be changed about the tables
 </ul>
 </html>
 """
@@ -45,10 +53,12 @@ class AdminServer:
         await self._runner.cleanup()
 
 
-async def start(host: str, port: int, registry: CollectorRegistry, readiness: Readiness) -> AdminServer:
+async def start(
+    host: str, port: int, registry: CollectorRegistry, readiness: Readiness, ask: Ask
+) -> AdminServer:
     """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen."""
-    application = web.Application()
-    application.add_routes(_routes(registry, readiness))
+    application = web.Application(client_max_size=MAX_QUESTION)
+    application.add_routes(_routes(registry, readiness, ask))
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -60,7 +70,20 @@ async def start(host: str, port: int, registry: CollectorRegistry, readiness: Re
     return AdminServer((bound[0], bound[1]), runner)
 
 
-def _routes(registry: CollectorRegistry, readiness: Readiness) -> list[web.RouteDef]:
+def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list[web.RouteDef]:
+    async def answered(question: bytes) -> web.Response:
+        try:
+            return web.Response(body=await ask(question), content_type="application/json")
+        except NoAnswerError as error:
+            problem = {"kind": "problem", "message": str(error), "unknown": True}
+            return web.json_response(problem, status=503)
+
+    async def asked(request: web.Request) -> web.Response:
+        return await answered(await request.read())
+
+    async def advice(_: web.Request) -> web.Response:
+        return await answered(b'{"kind": "advise"}')
+
     async def metrics(_: web.Request) -> web.Response:
         await readiness()  # so that ruvector_upstream_up is as of now
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -79,5 +102,7 @@ def _routes(registry: CollectorRegistry, readiness: Readiness) -> list[web.Route
         web.get("/metrics", metrics),
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
+        web.get("/advice", advice),
+        web.post("/ask", asked),
         web.get("/", index),
     ]

@@ -7,6 +7,7 @@ settings.  For authentication: proxies that relay it, and that end it, by users 
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from tests.integration.proxied import Proxy
 from tests.integration.raw import query
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture
+def socket_path() -> Path:
+    """Where a learner may listen: short, because a unix socket's path may have 107 bytes."""
+    return Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,11 +34,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 QUERIES = clustered(300) + 0.3
 TABLE = {"table": "public.items"}
-
-
-@pytest.fixture
-def socket_path() -> Path:
-    return Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
 
 
 async def statement(dsn: str, sql: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
 from pathlib import Path
 
+import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from bench.embedded import EmbeddedPostgres
+from bench.embedded import EmbeddedPostgres, free_port
 from proxy.main import app
 from tests.integration.learner_kit import (
     UNFILTERED,
@@ -22,6 +22,7 @@ from tests.integration.learner_kit import (
     template,
     text,
 )
+from tests.integration.test_serve import serving, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -29,10 +30,14 @@ QUERIES = clustered(300) + 0.3
 
 
 def test_explain_answers_from_the_store(
-    postgres: EmbeddedPostgres, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: EmbeddedPostgres,
+    database: str,
+    tmp_path: Path,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     create_items(postgres.dsn(database))
-    socket_path = Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
+    monkeypatch.setenv("RUVECTOR_ADMIN_PORT", str(free_port()))  # nobody answers there
     monkeypatch.setenv("RUVECTOR_STORE_PATH", str(tmp_path))
     runner = CliRunner()
 
@@ -58,7 +63,7 @@ def test_explain_answers_from_the_store(
     asyncio.run(scenario())
     code, output = explained(UNFILTERED, "--param", text(QUERIES[0]))
     assert code == 0, output
-    for part in ("table       public.items", "target 0.95", "measured queries"):
+    for part in ("table       public.items", "target 0.95", "measured queries", "as kept last"):
         assert part in output
     literal = UNFILTERED.replace("$1", f"'{text(QUERIES[1])}'")
     code, output = explained("--json", literal)
@@ -84,3 +89,54 @@ def test_explain_answers_from_the_store(
     code, output = explained("--database", "nowhere", literal)
     assert code == 1
     assert f"database {database}, user postgres" in output
+
+
+def test_explain_asks_the_running_proxy_and_advice_knows_the_inventory(
+    postgres: EmbeddedPostgres, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_items(postgres.dsn(database))
+    with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+        connection.execute("DROP INDEX items_section_idx")
+        connection.execute("CREATE INDEX items_second ON items USING hnsw (embedding vector_l2_ops)")
+        connection.execute(f"ALTER DATABASE {database} SET hnsw.ef_search = 20")
+    more = "[learning]\ntarget_recall = 0.95\n"
+    with serving(tmp_path, ("127.0.0.1", postgres.port), more, postgres.uri()) as served:
+        served.wait_ready()
+        monkeypatch.setenv("RUVECTOR_ADMIN_PORT", str(served.admin_port))
+        monkeypatch.chdir(tmp_path)
+
+        def explained(sql: str, *more: str) -> str:
+            arguments = [
+                "explain",
+                "--config",
+                str(tmp_path / "proxy.toml"),
+                "--param",
+                text(QUERIES[0]),
+                *more,
+            ]
+            return CliRunner().invoke(app, [*arguments, sql]).output
+
+        plain = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 30"
+        filtered = "SELECT id FROM items WHERE section = 2 ORDER BY embedding <-> $1 LIMIT 10"
+        wrong = "SELECT id FROM items ORDER BY embedding <=> $1 LIMIT 10"
+        with served.connect(database) as client:
+            for vector in QUERIES[:150]:
+                for sql in (plain, filtered, wrong):
+                    client.execute(sql.replace("$1", f"'{text(vector)}'"))
+        until(lambda: "in force" in explained(plain) and "trust: static" in explained(plain), 60.0)
+        until(lambda: "trust: context" in explained(filtered), 60.0)
+        output = explained(plain)
+        assert "items_hnsw, items_second serve the same queries by the same method" in output
+        assert "LIMIT 30 with ef_search 20 can return at most 20 rows" in output
+        assert "CREATE INDEX ON public.items (section)" in explained(filtered)
+        assert "does not match the operator class of the index" in explained(wrong)
+        codes = {
+            advice["code"]
+            for one in json.loads(served.get("/advice")[1])["tables"]
+            for advice in one["advice"]
+        }
+        assert codes >= {"several-indexes", "limit-above-ef", "filter-index", "operator-class"}
+    # The same from the store, once the proxy has ended.
+    kept = explained(plain)
+    assert "as kept last" in kept
+    assert "LIMIT 30 with ef_search 20 can return at most 20 rows" in kept

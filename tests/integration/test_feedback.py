@@ -35,11 +35,6 @@ TABLE = {"table": "public.items"}
 LOW = (("hnsw.ef_search", "10"),)
 
 
-@pytest.fixture
-def socket_path() -> Path:
-    return Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
-
-
 async def reaches(registry: CollectorRegistry, name: str, labels: dict[str, str], value: float) -> None:
     for _ in range(100):
         if sample(name, labels=labels, registry=registry) == value:

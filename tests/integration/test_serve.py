@@ -63,13 +63,15 @@ class Served:
     def log(self) -> str:
         return self._log_path.read_text()
 
-    def connect(self, **options: object) -> psycopg.Connection[tuple[object, ...]]:
+    def connect(
+        self, database: str = "postgres", **options: object
+    ) -> psycopg.Connection[tuple[object, ...]]:
         """Connect as an application does."""
         return psycopg.connect(
             host="127.0.0.1",
             port=self.port,
             user="postgres",
-            dbname="postgres",
+            dbname=database,
             **options,  # type: ignore[arg-type]
         )
 

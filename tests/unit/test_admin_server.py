@@ -11,9 +11,19 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from proxy.admin import server
+from proxy.admin.asking import NoAnswerError
 
 
-async def ask(path: str, reasons: list[str], method: str = "GET") -> tuple[int, str, str]:
+async def learner(question: bytes) -> bytes:
+    """Answer every question with itself; one is too much."""
+    if question == b"too much":
+        raise NoAnswerError("the learner did not answer within 15 s")
+    return question
+
+
+async def ask(
+    path: str, reasons: list[str], method: str = "GET", body: bytes | None = None
+) -> tuple[int, str, str]:
     """Return status, content type and body of one request to a server with the given readiness."""
 
     async def readiness() -> list[str]:
@@ -21,12 +31,12 @@ async def ask(path: str, reasons: list[str], method: str = "GET") -> tuple[int, 
 
     registry = CollectorRegistry()
     Counter("things", "Things.", registry=registry).inc(3)
-    admin = await server.start("127.0.0.1", 0, registry, readiness)
+    admin = await server.start("127.0.0.1", 0, registry, readiness, learner)
     try:
         host, port = admin.address
         async with (
             aiohttp.ClientSession() as session,
-            session.request(method, f"http://{host}:{port}{path}") as response,
+            session.request(method, f"http://{host}:{port}{path}", data=body) as response,
         ):
             return response.status, response.headers["Content-Type"], await response.text()
     finally:
@@ -58,10 +68,20 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
     status, content_type, body = asyncio.run(ask("/", []))
     assert (status, content_type) == (200, "text/html; charset=utf-8")
     links = re.findall(r'href="([^"]+)"', body)
-    assert links == ["/metrics", "/healthz", "/readyz"]
-    assert [asyncio.run(ask(link, []))[0] for link in links] == [200, 200, 200]
+    assert links == ["/metrics", "/healthz", "/readyz", "/advice"]
+    assert [asyncio.run(ask(link, []))[0] for link in links] == [200, 200, 200, 200]
 
 
-def test_nothing_can_be_posted() -> None:
+def test_questions_are_carried_to_the_learner_and_answers_back() -> None:
+    status, content_type, body = asyncio.run(ask("/ask", [], "POST", b'{"kind":"explain"}'))
+    assert (status, content_type, body) == (200, "application/json", '{"kind":"explain"}')
+    assert json.loads(asyncio.run(ask("/advice", []))[2]) == {"kind": "advise"}
+    status, _, body = asyncio.run(ask("/ask", [], "POST", b"too much"))
+    assert status == 503
+    assert json.loads(body)["message"] == "the learner did not answer within 15 s"
+    assert asyncio.run(ask("/ask", [], "POST", bytes(server.MAX_QUESTION + 1)))[0] == 413
+
+
+def test_nothing_else_can_be_posted() -> None:
     assert asyncio.run(ask("/readyz", [], "POST"))[0] == 405
     assert asyncio.run(ask("/no/such/page", []))[0] == 404
