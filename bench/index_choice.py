@@ -110,6 +110,7 @@ class Bench:
         self._session = session
         self._target = target
         self._console = console
+        self._ks: tuple[int, ...] = ()
 
     async def run(self, template: Template, known: list[Trajectory], unseen: list[Trajectory]) -> list[Line]:
         """Return a line for every k and filter value among the queries."""
@@ -124,6 +125,7 @@ class Bench:
         )
         assert isinstance(confirmed, Confirmed), confirmed
         names = {query: self._context(confirmed, query) for query in (*known, *unseen)}
+        self._ks = () if confirmed.facts.filter_slots else tuple({query.k for query in known})
         labels = [await self._label(template, confirmed, query, names[query]) for query in known]
         options = Options(target_recall=self._target)
         policy = distill(template, confirmed.facts, confirmed.arms, labels, Counter(names.values()), options)
@@ -160,6 +162,7 @@ class Bench:
             context=context,
             uniform=True,
             plan=LabelPlan(),
+            ks=self._ks,
         )
         return measured.label
 

@@ -75,8 +75,11 @@ def judge(
     *,
     alike: bool = False,
     current: int | None = None,
+    nested: Evidence | None = None,
 ) -> Judged:
     """Return the arm for the context that `labels` were measured in.
+
+    `nested` is evidence about this k from queries with a larger one (`Label.smaller`): see `_with_nested`.
 
     `wider` is evidence of other contexts too, to which the recall is shrunk.  `alike`: they are of about
     the same selectivity, so that the costs are comparable as well.  `current` is the arm in use.
@@ -94,6 +97,8 @@ def judge(
         lower = share * own.mean + (1.0 - share) * known - limits.caution.deviations * own.error
         if alike:
             cost = _shrunk_cost(cost, costs(wider.ms, groups), len(labels))
+    if nested is not None and len(nested):
+        lower = _with_nested(labels, nested, arms, limits.caution)
     exact = np.array([arm.kind == "exact" for arm in arms])
     lower = np.where(exact, 1.0, lower)
     allowed = ~exact | (cost <= limits.exact_ms)
@@ -106,6 +111,24 @@ def judge(
         arm = _best_effort(mean, cost, allowed)
     expected = 1.0 if exact[arm] else float(mean[arm])
     return Judged(ContextPolicy(arm, expected, len(labels)), float(cost[arm]), reached)
+
+
+def _with_nested(own: Evidence, nested: Evidence, arms: Sequence[Arm], caution: Caution) -> Floats:
+    """Return lower bounds of recall [arms] from both, never above what the own labels showed on average.
+
+    The first ten of the five hundred rows that an arm returns are what it would have returned for LIMIT 10,
+    so a query with a larger k is a label for the smaller one too.  But other queries may be asked with that
+    k, so more labels make a claim surer and never bolder.  Of the user's own settings the plan is not known
+    to be the same for every k; for them only the own labels speak.
+    """
+    alone = estimate(own.recall, own.weight)
+    together = estimate(
+        np.concatenate((own.recall, nested.recall)), np.concatenate((own.weight, nested.weight))
+    )
+    lower = alone.lower(caution)
+    surer = np.maximum(lower, np.minimum(together.lower(caution), alone.mean))
+    as_is = np.array([arm.kind == "as-is" for arm in arms])
+    return np.where(as_is, lower, surer)
 
 
 def _shrunk_cost(own: Floats, wide: Floats, count: int) -> Floats:
@@ -144,6 +167,7 @@ def judge_filtered(
     arms: Sequence[Arm],
     limits: Limits,
     in_use: Mapping[str, int] | None = None,
+    in_use_by_class: Mapping[int, int] | None = None,
 ) -> FilterPolicies:
     """Return the choices for every context with `MIN_LABELS`, every class of selectivity seen, and the rest.
 
@@ -153,8 +177,8 @@ def judge_filtered(
         All labels of the template, and the context key of each.
     shares
         Context key -> estimated share of the rows that pass the filter; None where it is not known.
-    in_use
-        Context key -> the arm that serves it now.
+    in_use, in_use_by_class
+        Context key, and class -> the arm that serves it now.
     """
     key = np.array(keys)
     classes = {name: bucket(share) if share is not None else None for name, share in shares.items()}
@@ -177,7 +201,8 @@ def judge_filtered(
         reached += judged.reached
     for number, evidence in by_class.items():
         if number > -(10**6) and len(evidence) >= MIN_LABELS:
-            buckets[number] = judge(evidence, arms, limits, labels).policy
+            current = (in_use_by_class or {}).get(number)
+            buckets[number] = judge(evidence, arms, limits, labels, current=current).policy
     return FilterPolicies(contexts, buckets, _fallback(labels, class_of, arms, limits), reached)
 
 

@@ -23,8 +23,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,8 +35,10 @@ from learning.contexts import Limits, bucket, judge, judge_filtered
 from learning.curves import Caution, Evidence, Floats, costs, evidence, ladders
 from learning.density import Sketch, SketchData
 from learning.dialects import row_limit
-from learning.records import Arm, Label, Template, TemplatePolicy, Trust, context_key
+from learning.records import Arm, ArmResult, Label, Template, TemplatePolicy, Trust, context_key
 from learning.repetition import Asked, vector_name
+
+_Key = TypeVar("_Key", str, int)
 
 OptimizeFor = Literal["recall", "balanced", "latency"]
 
@@ -198,7 +201,9 @@ def _filtered(
     shares = {key: _share(key, facts) for key in keys}
     caution = FILTERED_CAUTION[options.optimize_for]
     limits = Limits(options.target_recall, caution, options.max_exact_ms, filtered=True)
-    judged = judge_filtered(known, keys, shares, arms, limits, _in_use(previous, arms))
+    judged = judge_filtered(
+        known, keys, shares, arms, limits, _in_use(previous, arms), _in_use_by_class(previous, arms)
+    )
     if not judged.contexts and not judged.buckets:
         return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
     ks = [label.k for label in ordered]
@@ -235,9 +240,40 @@ def _in_use(previous: TemplatePolicy | None, arms: Sequence[Arm]) -> dict[str, i
     """Return the arm (its number among `arms`) that serves each context now."""
     if previous is None:
         return {}
+    return _still_there({key: context.arm for key, context in previous.contexts.items()}, previous, arms)
+
+
+def _in_use_by_class(previous: TemplatePolicy | None, arms: Sequence[Arm]) -> dict[int, int]:
+    """The same for each class of selectivity."""
+    if previous is None:
+        return {}
+    return _still_there({number: context.arm for number, context in previous.buckets.items()}, previous, arms)
+
+
+def _still_there(
+    serving: Mapping[_Key, int], previous: TemplatePolicy, arms: Sequence[Arm]
+) -> dict[_Key, int]:
     number = {arm: index for index, arm in enumerate(arms)}
-    serving = {key: previous.arms[context.arm] for key, context in previous.contexts.items()}
-    return {key: number[arm] for key, arm in serving.items() if arm in number}
+    named = {key: previous.arms[arm] for key, arm in serving.items()}
+    return {key: number[arm] for key, arm in named.items() if arm in number}
+
+
+def _nested(labels: Sequence[Label], k: int) -> list[Label]:
+    """Return what labels of larger k say about `k`; their times are about the larger one and left out."""
+    return [
+        msgspec.structs.replace(
+            label,
+            k=k,
+            found=min(k, label.found),
+            results={
+                name: ArmResult(recall, min(k, label.results[name].rows), math.nan)
+                for name, recall in label.smaller[k].items()
+            },
+            smaller={},
+        )
+        for label in labels
+        if label.k > k and k in label.smaller
+    ]
 
 
 def _unfiltered(
@@ -264,7 +300,13 @@ def _unfiltered(
     limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms)
     in_use = _in_use(previous, arms)
     judged = {
-        k: judge(_evidence(own, arms, options), arms, limits, current=in_use.get(str(k)))
+        k: judge(
+            _evidence(own, arms, options),
+            arms,
+            limits,
+            current=in_use.get(str(k)),
+            nested=_evidence(_nested(labels, k), arms, options),
+        )
         for k, own in enough.items()
     }
     contexts = {str(k): one.policy for k, one in judged.items()}

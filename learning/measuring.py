@@ -554,6 +554,7 @@ class Measuring:
                 uniform=uniform,
                 plan=plan,
                 keep_vector=not self.config.learning.anonymize,
+                ks=() if confirmed.facts.filter_slots else state.common_ks,
             )
         finally:
             self._spent(time.perf_counter() - started)

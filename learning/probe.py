@@ -107,6 +107,7 @@ async def measure(
     uniform: bool,
     plan: LabelPlan,
     keep_vector: bool = True,
+    ks: Sequence[int] = (),
 ) -> Measured:
     """Run the truth and the arms for one query.
 
@@ -120,6 +121,9 @@ async def measure(
         Which arms are left out of the label; never the one that the live query was served with.
     keep_vector
         False leaves the vector out of the label.
+    ks
+        Other LIMITs that the traffic has: recall for the smaller ones is counted from the same rows.  Only
+        where an arm's plan does not depend on LIMIT.
 
     Raises
     ------
@@ -140,6 +144,7 @@ async def measure(
         if plan.warm and exact_ms < _REPEAT_BELOW_MS:
             _, exact_ms = await runner.run(exact.settings)
         results = {exact.name: ArmResult(1.0, len(truth), exact_ms, distinct(truth))}
+        smaller: dict[int, dict[str, float]] = {other: {} for other in ks if other < k}
         perfect: set[object] = set()
         for arm in arms:
             needless = plan.leave_out(arm, exact_ms) or (_ladder(arm) in perfect and not plan.thorough)
@@ -149,6 +154,8 @@ async def measure(
             result = results[arm.name] = ArmResult(
                 recall(truth, distances, k), len(distances), ms, distinct(distances)
             )
+            for other, recalls in smaller.items():
+                recalls[arm.name] = recall(truth[:other], distances[:other], other)
             if result.recall >= 1.0 and arm.effort:
                 perfect.add(_ladder(arm))
     label = Label(
@@ -161,6 +168,7 @@ async def measure(
         results=results,
         served_arm=trajectory.arm,
         uniform=uniform,
+        smaller=smaller,
     )
     return Measured(label, time.perf_counter() - started, exact_ms)
 

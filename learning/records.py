@@ -132,6 +132,9 @@ class Label(msgspec.Struct, frozen=True):
     results: dict[str, ArmResult]  # by Arm.name; the exact arm is always present
     served_arm: str  # what the live query got
     uniform: bool  # drawn uniformly from the traffic: may be used for audited claims
+    smaller: dict[
+        int, dict[str, float]
+    ] = {}  # smaller k -> Arm.name -> recall of the first k of the same rows
 
 
 class ContextPolicy(msgspec.Struct, frozen=True):

@@ -91,18 +91,20 @@ class TemplateState:
     )  # until the server was asked
 
     @property
+    def common_ks(self) -> list[int]:
+        """Every LIMIT + OFFSET with a share in the traffic worth mentioning."""
+        total = sum(self.ks.values())
+        return [k for k, count in self.ks.items() if count >= _COMMON * total]
+
+    @property
     def max_k(self) -> int:
         """The largest LIMIT + OFFSET with a share in the traffic worth mentioning."""
-        total = sum(self.ks.values())
-        common = [k for k, count in self.ks.items() if count >= _COMMON * total]
-        return max(common, default=self.sample.k + self.sample.offset if self.sample else 1)
+        return max(self.common_ks, default=self.sample.k + self.sample.offset if self.sample else 1)
 
     @property
     def min_k(self) -> int:
         """The smallest LIMIT + OFFSET with such a share, never above `max_k`."""
-        total = sum(self.ks.values())
-        common = [k for k, count in self.ks.items() if count >= _COMMON * total]
-        return min(common, default=self.max_k)
+        return min(self.common_ks, default=self.max_k)
 
     def witnesses(self) -> list[Trajectory]:
         """Return a few recent queries as different as can be, for EXPLAIN: by k, then by filter values."""

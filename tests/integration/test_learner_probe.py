@@ -18,7 +18,7 @@ from bench.embedded import EmbeddedPostgres
 from learning.binding import parameter_types
 from learning.inventory import Confirmed, Rejected, confirm
 from learning.probe import Measured, measure, snapshot
-from learning.records import Arm, Template, Trajectory, Value
+from learning.records import Arm, Label, Template, Trajectory, Value
 from learning.schedule import LabelPlan
 from learning.tablestats import SKETCH_ROWS, sketch
 from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream
@@ -422,3 +422,35 @@ def test_connection_that_the_server_ended_between_two_statements_is_lost(
         await upstream.close()
 
     asyncio.run(work())
+
+
+@pytest.mark.slow
+def test_rows_of_a_larger_limit_are_a_label_for_a_smaller_one(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    create_items(postgres.dsn(database))
+    with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
+        connection.execute(
+            "CREATE INDEX items_ivf ON items USING ivfflat (embedding vector_l2_ops) WITH (lists = 20)"
+        )
+    found = template(UNFILTERED, database)
+
+    async def work(session: Session) -> tuple[Label, Label]:
+        known = await confirm(session, found, query(found, QUERY), min_k=10, max_k=100)
+        assert isinstance(known, Confirmed)
+        hundred, ten = [
+            await measure(
+                session, found, known.types, known.settings, query(found, QUERY, k=k), known.arms,
+                context="", uniform=True, plan=LabelPlan(), ks=(10, 100),
+            )
+            for k in (100, 10)
+        ]  # fmt: skip
+        return hundred.label, ten.label
+
+    hundred, ten = connected(postgres, database, work)
+    assert ten.smaller == {}
+    assert set(hundred.smaller) == {10}
+    directly = {name: result.recall for name, result in ten.results.items() if name != "exact"}
+    assert {name: hundred.smaller[10][name] for name in directly} == directly
+    assert {arm[:2] for arm in directly} >= {"ef", "pr"}
+    assert min(directly.values()) < 1.0

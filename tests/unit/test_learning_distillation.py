@@ -400,3 +400,49 @@ def test_repeated_and_new_queries_keep_the_target_each_by_itself() -> None:
         repeated.append(label.results[choice.arm.name].recall)
     assert 0.98 <= np.mean(repeated) < 0.99  # not more than was asked for, to make up for others
     assert outcome(policy)[0] >= 0.975
+
+
+def several_ks(seed: int, *, own: int = 110, other_recall: float = 0.0) -> list[Label]:
+    """Return labels of k = 10, and 300 of k = 100 whose first ten rows found `other_recall` more or less."""
+    vectors, hard = queries(own, seed)
+    ten = labels(vectors, recalls(hard, seed), seed=seed)
+    vectors, hard = queries(300, seed + 1)
+    curve = recalls(hard, seed + 1)
+    hundred = labels(vectors, curve, k=100, seed=seed, start=float(own))
+    found = np.clip(curve + other_recall, 0.0, 1.0)
+    return ten + [
+        msgspec.structs.replace(
+            label, smaller={10: {arm.name: float(r) for arm, r in zip(ARMS, row, strict=True)}}
+        )
+        for label, row in zip(hundred, found, strict=True)
+    ]
+
+
+def static_arm(made: list[Label]) -> tuple[int, float]:
+    policy = distill(T, facts(), ARMS, made, {"10": 1000, "100": 1}, replace(FREE, target_recall=0.97))
+    return ARMS[policy.contexts["10"].arm].effort, policy.contexts["10"].expected_recall
+
+
+def test_queries_with_a_larger_k_make_the_choice_for_a_smaller_one_surer() -> None:
+    alone, together = [], []
+    for seed in range(8):
+        made = several_ks(10 * seed)
+        alone.append(static_arm([label for label in made if label.k == 10])[0])
+        together.append(static_arm(made)[0])
+    assert all(b <= a for a, b in zip(alone, together, strict=True))
+    assert sum(together) < 0.95 * sum(alone)
+    _, hard = queries(4000, 999)
+    truth = recalls(hard, 999)
+    number = {arm.effort: index for index, arm in enumerate(ARMS) if arm.effort}
+    assert np.mean([truth[:, number[effort]].mean() for effort in together]) >= 0.97
+
+
+def test_easier_queries_with_a_larger_k_promise_nothing() -> None:
+    made = several_ks(3, other_recall=0.5)
+    chosen, expected = static_arm(made)
+    own = [label for label in made if label.k == 10]
+    seen = np.mean([label.results[f"ef={chosen}"].recall for label in own])
+    assert seen >= 0.97
+    assert expected == pytest.approx(seen, abs=0.01)
+    harder, _ = static_arm(several_ks(3, other_recall=-0.5))
+    assert harder == static_arm(own)[0]
