@@ -289,6 +289,27 @@ class Learner(Section):
         ge=0.0,
     )
 
+    batch: int = option(
+        8,
+        "Queries whose exact neighbours are found in one pass over the table, where an exact search takes "
+        "200 ms or more.",
+        unit="queries",
+        downside="More saves database time, in one statement that runs longer; 1 searches for each alone.",
+        ge=1,
+        le=64,
+    )
+    exact_rows: int = option(
+        5_000_000,
+        "Rows of a table up to which recall is measured against all of them; of a larger table a random "
+        "sample of about so many rows is searched.",
+        unit="rows",
+        downside=(
+            "Fewer makes measuring cheaper and each measurement vaguer: it takes the more of them; more may "
+            "run into the 30 s that a statement of the learner gets."
+        ),
+        ge=10_000,
+    )
+
     @property
     def redacted_dsn(self) -> str | None:
         """The URI for people, without its password."""
@@ -416,6 +437,16 @@ class Learning(Section):
         unit="seconds",
         downside="Each round derives the policy anew, which takes about a second of the learner's time.",
         gt=0.0,
+    )
+    sketch_rows: int = option(
+        20_000,
+        "Rows of each table that the proxy keeps a sample of, to see how crowded the surroundings of a query "
+        "are; at most 64 MB of vectors are read for it. 0 keeps none: then only similar queries tell how "
+        "hard one is.",
+        unit="rows",
+        downside="More sees more: 30,000 saved 2 % of the cost; each takes about 700 bytes in every worker.",
+        ge=0,
+        le=200_000,
     )
     anonymize: bool = option(
         False,

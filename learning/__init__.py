@@ -14,7 +14,7 @@ Pure (no input, no output, no clock, seeded), in the order in which evidence bec
     audit           recall of what was really served                 policy      when to distil and publish
     advice          what a person could change                       drift       what has changed since
     watch           one template under watch                         feedback    what users say, as a target
-    explain         why a query gets what it gets
+    explain         why a query gets what it gets                    choosing    the query to measure next
 
 In touch with the world:
 
@@ -23,6 +23,7 @@ In touch with the world:
     plans           reading EXPLAIN                                   tablestats  value shares, row samples
     binding         any argument as a parameter                      probe       one query measured
     ratings         a user's rating, taken to the server              tolls       what a lookup takes here
+    truth           exact answers for large tables                   labelling   one label, or several at once
     answering       questions to the learner
     measuring       one measurement after another                    registry    what is known of templates
     store           SQLite                                            metrics     for Prometheus

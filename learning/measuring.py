@@ -27,17 +27,19 @@ from learning.audit import Audit
 from learning.binding import BindingError
 from learning.budget import Pace, TokenBucket
 from learning.channel import Rated
+from learning.choosing import Chooser, Chosen
 from learning.distillation import Options
 from learning.drift import Change, Kind, safe_arm
 from learning.feedback import FeedbackLog
 from learning.inventory import Confirmed, confirm, look
+from learning.labelling import Labeller
 from learning.metrics import LearnerMetrics
 from learning.policy import OFF_BY_CONFIGURATION
-from learning.probe import Measured, measure, snapshot
+from learning.probe import Measured, snapshot
 from learning.ratings import judge_rating
-from learning.records import Arm, Label, Trajectory, Trust
+from learning.records import Label, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
-from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, LabelPlan, draw, neediest
+from learning.schedule import LabelPlan
 from learning.sqlite_file import StoredTemplate
 from learning.store import Store
 from learning.tablestats import sketch
@@ -52,12 +54,9 @@ _SESSIONS_EVERY = 2.0
 _SKETCH_AFTER = 50  # labels: a template that lives long enough to be worth a sample of its table
 _LOOK_EVERY = 1.0  # seconds between looks into the catalogs, while there is traffic
 _GRANT_EVERY = 30.0  # seconds between grants of credit for changes
-_AUDIT_AMONG = 50  # latest queries that an audit is drawn from, at least
 _RATINGS, _RATING_WAITS = 1000, 5.0  # ratings that may wait, and for how many seconds
 _ONLY_WHAT_WAS_SERVED = LabelPlan(thorough=False, warm=False, leave_out=lambda arm, exact_ms: True)
 _GIVE_UP_AFTER = 3  # failed measurements in a row, before the server is asked about the template again
-
-_Chosen = tuple[TemplateState, Trajectory, bool]  # the query to measure, and whether it is an audit
 
 
 class News:
@@ -104,8 +103,9 @@ class Measuring:
         self._used = self._upstream  # by the work under way
         self._bucket = TokenBucket(config.learner.budget, config.learner.starting_credit, time.monotonic())
         self._pace = Pace(os.cpu_count() or 1)
-        self._rng = np.random.default_rng()
-        self._audit_next = False
+        rng = np.random.default_rng()
+        self._chooser = Chooser(registry, rng)
+        self._labeller = Labeller(config, self._chooser, rng, self._measuring_session, self._spent)
         self._work = asyncio.Event()
         self._busy = asyncio.Lock()  # the side connection does one thing at a time
         self._sessions = (0.0, 0)  # when counted, active sessions
@@ -198,12 +198,11 @@ class Measuring:
         state = next((state for state in self._registry if self._wants_sketch(state)), None)
         if state is not None and await self._guarded(state, self._sketch):
             return 0.0
-        chosen = self._choose()
+        chosen = self._chooser.choose()
         if chosen is None:
             return None
-        state, trajectory, uniform = chosen
         started = time.perf_counter()
-        if not await self._guarded(state, lambda state: self._label(state, trajectory, uniform=uniform)):
+        if not await self._guarded(chosen.state, lambda state: self._label(chosen)):
             return _IDLE
         return self._pace.pace * (time.perf_counter() - started)
 
@@ -212,7 +211,7 @@ class Measuring:
         if state.confirmed is None or state.tracker is None:
             return False
         known, started = len(state.labelled), time.perf_counter()
-        await self._guarded(state, lambda state: self._label(state, trajectory, uniform=False))
+        await self._guarded(state, lambda state: self._label(Chosen(state, trajectory, False)))
         elapsed = time.perf_counter() - started
         self._bucket.grant(elapsed, time.monotonic())
         await asyncio.sleep(self._pace.pace * elapsed)
@@ -413,7 +412,9 @@ class Measuring:
             state.leave_alone(answer.reason, answer.table, now)
 
     def _wants_sketch(self, state: TemplateState) -> bool:
-        if state.confirmed is None or self.config.learning.anonymize or len(state.labels) < _SKETCH_AFTER:
+        if state.confirmed is None or len(state.labels) < _SKETCH_AFTER:
+            return False
+        if self.config.learning.anonymize or not self.config.learning.sketch_rows:
             return False
         rows = state.confirmed.facts.rows
         fresh = (
@@ -428,70 +429,16 @@ class Measuring:
         session = await self._measuring_session(state.template.database)
         started = time.perf_counter()
         async with snapshot(session, ()):
-            vectors = await sketch(session, confirmed.relation, state.template.column, confirmed.facts.rows)
+            vectors = await sketch(
+                session,
+                confirmed.relation,
+                state.template.column,
+                confirmed.facts.rows,
+                self.config.learning.sketch_rows,
+            )
         self._spent(time.perf_counter() - started)
         if state.confirmed is confirmed:
             state.confirmed = confirmed.with_sketch(vectors)
-
-    def _choose(self) -> _Chosen | None:
-        """Choose the query to measure next: audits and targeted ones in turn, whichever there is."""
-        uniform = self._audit_next
-        chosen = (self._choose_audit() if uniform else self._choose_target()) or (
-            self._choose_target() if uniform else self._choose_audit()
-        )
-        self._audit_next = not uniform
-        return chosen
-
-    def _choose_audit(self) -> _Chosen | None:
-        weights = {
-            s.template.key: s.traffic.total for s in self._registry if s.tracker is not None and s.unaudited
-        }
-        key = draw(weights, self._rng)
-        state = self._registry.get(key) if key is not None else None
-        if state is None or state.tracker is None:
-            return None
-        sample = self._latest(state)
-        state.unaudited -= 1
-        return (state, sample, True) if sample is not None else None
-
-    def _latest(self, state: TemplateState) -> Trajectory | None:
-        """Draw one of the latest queries, each with the same chance: an audit is about now."""
-        assert state.tracker is not None
-        latest = state.tracker.get_recent(max(_AUDIT_AMONG, min(state.unaudited, 4 * _AUDIT_AMONG)))
-        good = [trajectory for trajectory in latest if trajectory.error is None]
-        return good[int(self._rng.integers(len(good)))] if good else None
-
-    def _choose_target(self) -> _Chosen | None:
-        candidates = [
-            Candidate(
-                template=state.template.key,
-                context=context,
-                traffic=traffic,
-                labels=state.label_counts.get(context, 0),
-                enough=ENOUGH if state.confirmed.facts.filter_slots else ENOUGH_UNFILTERED,
-                seconds=state.label_seconds,
-            )
-            for state in self._registry
-            if state.tracker is not None and state.confirmed is not None
-            for context, traffic in state.traffic.counts.items()
-        ]
-        best = neediest(candidates)
-        state = self._registry.get(best.template) if best is not None else None
-        if best is None or state is None:
-            return None
-        trajectory = self._pick(state, best.context)
-        return (state, trajectory, False) if trajectory is not None else None
-
-    def _pick(self, state: TemplateState, context: str) -> Trajectory | None:
-        """Return a query of the context, one that was not measured yet where there is one."""
-        assert state.confirmed is not None
-        assert state.tracker is not None
-        if not state.confirmed.facts.filter_slots:  # few contexts, many queries: those asked often come first
-            found = state.tracker.sample(self._rng, 1, uniform=False, exclude=state.labelled, context=context)
-            if found:
-                return found[0]
-        recent = state.traffic.recent(context)
-        return recent[int(self._rng.integers(len(recent)))] if recent else None
 
     def _suspect(self) -> TemplateState | None:
         """Return a template whose queries seem to have become others, and that has some to audit."""
@@ -499,12 +446,14 @@ class Measuring:
 
     async def _audit_quickly(self, state: TemplateState) -> None:
         """Audit one of the latest queries without measuring other arms: it is to be known soon."""
-        trajectory = self._latest(state)
+        trajectory = self._chooser.latest(state)
         if trajectory is None:
             state.watch.audits_due = 0
             return
         assert state.confirmed is not None
-        measured = await self._measure(state, trajectory, _ONLY_WHAT_WAS_SERVED, uniform=True)
+        measured = await self._labeller.measure(state, trajectory, _ONLY_WHAT_WAS_SERVED, uniform=True)
+        if measured is None:
+            return
         self.audit.record(state.table, measured.label)
         await self._audited(state, measured.label, trajectory)
 
@@ -513,51 +462,32 @@ class Measuring:
         if change is not None:
             await self._changed(state, change)
 
-    async def _label(self, state: TemplateState, trajectory: Trajectory, *, uniform: bool) -> None:
-        assert state.confirmed is not None
-        assert state.tracker is not None
+    async def _label(self, chosen: Chosen) -> None:
+        """Measure a query; where exact searches are dear, several of its template together."""
+        state = chosen.state
         confirmed = state.confirmed
-        plan = state.ledger.plan(state.tracker.context(trajectory))
-        measured = await self._measure(state, trajectory, plan, uniform=uniform)
-        if state.confirmed is not confirmed:  # the world has changed meanwhile
-            return
-        state.add_label(measured.label, trajectory)
+        labels = await self._labeller.label(chosen)
+        for each, measured in labels:
+            if state.confirmed is not confirmed:  # the world has changed meanwhile
+                return
+            await self._keep(each, measured)
+        if labels:
+            key = state.template.key + ("" if len(labels) == 1 else " together")
+            took = labels[0][1].exact_ms if len(labels) == 1 else 1e3 * labels[0][1].seconds
+            self._pace.observe(key, took, await self._active_sessions(state))
+
+    async def _keep(self, chosen: Chosen, measured: Measured) -> None:
+        """Take note of a label."""
+        state = chosen.state
+        state.add_label(measured.label, chosen.trajectory)
         state.label_seconds += 0.1 * (measured.seconds - state.label_seconds)
         self.audit.record(state.table, measured.label)
-        self._judge(state, trajectory, measured.label)
-        if uniform:
-            await self._audited(state, measured.label, trajectory)
+        self._judge(state, chosen.trajectory, measured.label)
         self._metrics.labels.labels(table=state.table).inc()
         self.news.labels.append(measured.label)
-        self.news.trajectories.append(trajectory)
-        self._pace.observe(state.template.key, measured.exact_ms, await self._active_sessions(state))
-
-    async def _measure(
-        self, state: TemplateState, trajectory: Trajectory, plan: LabelPlan, *, uniform: bool
-    ) -> Measured:
-        """Measure one query on the server, and charge the budget."""
-        assert state.confirmed is not None
-        assert state.tracker is not None
-        confirmed = state.confirmed
-        session = await self._measuring_session(state.template.database)
-        served = self._served(trajectory, confirmed.arms)
-        started = time.perf_counter()
-        try:
-            return await measure(
-                session,
-                state.template,
-                confirmed.types,
-                confirmed.settings,
-                trajectory,
-                confirmed.arms if served is None else (*confirmed.arms, served),
-                context=state.tracker.context(trajectory),
-                uniform=uniform,
-                plan=plan,
-                keep_vector=not self.config.learning.anonymize,
-                ks=() if confirmed.facts.filter_slots else state.common_ks,
-            )
-        finally:
-            self._spent(time.perf_counter() - started)
+        self.news.trajectories.append(chosen.trajectory)
+        if chosen.uniform:
+            await self._audited(state, measured.label, chosen.trajectory)
 
     def _judge(self, state: TemplateState, trajectory: Trajectory, label: Label) -> None:
         """Count the verdict on a measured query, and what it recommends."""
@@ -568,16 +498,6 @@ class Measuring:
         for recommendation in verdict.recommendations:
             name = recommendation.name.lower()
             self._metrics.recommendations.labels(table=state.table, recommendation=name).inc()
-
-    @staticmethod
-    def _served(trajectory: Trajectory, arms: tuple[Arm, ...]) -> Arm | None:
-        """Return the arm that the live query got, where the ladder lacks it and knows its settings."""
-        if any(arm.name == trajectory.arm for arm in arms):
-            return None
-        names = {name for arm in arms for name, _ in arm.settings}
-        if not all(name in names for name, _ in trajectory.settings):
-            return None
-        return Arm(trajectory.arm, trajectory.settings)
 
     async def _active_sessions(self, state: TemplateState) -> int:
         """Count the sessions at work on the server, every few seconds."""

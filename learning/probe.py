@@ -33,7 +33,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from learning.binding import Bound, ParameterType
+from learning import truth
+from learning.binding import Bound, ParameterType, vector_text
 from learning.dialects import effort_setting
 from learning.records import Arm, ArmResult, Label, Settings, Template, Trajectory
 from learning.schedule import LabelPlan
@@ -61,6 +62,26 @@ class Measured:
     exact_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """One query to be measured; arguments as of `measure`."""
+
+    trajectory: Trajectory
+    arms: Sequence[Arm]
+    context: str
+    uniform: bool
+    plan: LabelPlan
+
+    @property
+    def k(self) -> int:
+        """Rows that have to be found: LIMIT + OFFSET."""
+        return self.trajectory.k + self.trajectory.offset
+
+
+class BoundError(Exception):
+    """This query cannot be measured in this way; the message says why."""
+
+
 @asynccontextmanager
 async def snapshot(session: Session, settings: Settings) -> AsyncIterator[None]:
     """Open a read-only transaction with one snapshot, under `settings` and the limits; always rolled back."""
@@ -84,7 +105,7 @@ async def statement(
     session: Session, template: Template, types: Sequence[ParameterType], *, custom: bool
 ) -> Any:
     """Return the template's prepared probe; to be called in `snapshot`, under the template's search_path."""
-    key = (template.key, custom)
+    key = (template.key, "custom" if custom else "plain")
     found = session.statements.get(key)
     if found is None:
         await session.binder.declare(types)
@@ -132,45 +153,189 @@ async def measure(
     asyncpg.PostgresError
         The server refused or cancelled a statement.
     """
+    query = Probed(trajectory, arms, context, uniform, plan)
+    return await measure_one(session, template, types, base, query, keep_vector=keep_vector, ks=ks)
+
+
+async def measure_one(
+    session: Session,
+    template: Template,
+    types: Sequence[ParameterType],
+    base: Settings,
+    query: Probed,
+    *,
+    keep_vector: bool = True,
+    ks: Sequence[int] = (),
+) -> Measured:
+    """The same with the query's own arguments in one record."""
     started = time.perf_counter()
-    k = trajectory.k + trajectory.offset
-    exact = next((arm for arm in arms if arm.kind == "exact"), Arm("exact", EXACT, "exact"))
+    exact = _exact(query.arms)
     async with snapshot(session, base):
-        arguments = await session.binder.bind(template, types, trajectory)
-        runner = _Runner(session, template, types, arguments)
-        await runner.prepare((*arms, exact))
+        runner = await _Runner.ready(session, template, types, query.trajectory, (*query.arms, exact))
         await session.measure_round_trip()
-        truth, exact_ms = await runner.run(exact.settings)
-        if plan.warm and exact_ms < _REPEAT_BELOW_MS:
+        exactly, exact_ms = await runner.run(exact.settings)
+        if query.plan.warm and exact_ms < _REPEAT_BELOW_MS:
             _, exact_ms = await runner.run(exact.settings)
-        results = {exact.name: ArmResult(1.0, len(truth), exact_ms, distinct(truth))}
-        smaller: dict[int, dict[str, float]] = {other: {} for other in ks if other < k}
-        perfect: set[object] = set()
-        for arm in arms:
-            needless = plan.leave_out(arm, exact_ms) or (_ladder(arm) in perfect and not plan.thorough)
-            if arm.name in results or (needless and arm.name != trajectory.arm):
-                continue
-            distances, ms = await runner.run(arm.settings)
-            result = results[arm.name] = ArmResult(
-                recall(truth, distances, k), len(distances), ms, distinct(distances)
-            )
-            for other, recalls in smaller.items():
-                recalls[arm.name] = recall(truth[:other], distances[:other], other)
-            if result.recall >= 1.0 and arm.effort:
-                perfect.add(_ladder(arm))
-    label = Label(
-        template=template.key,
-        context=context,
-        timestamp=time.time(),
-        vector=trajectory.vector if keep_vector else None,
-        k=k,
-        found=len(truth),
-        results=results,
-        served_arm=trajectory.arm,
-        uniform=uniform,
-        smaller=smaller,
-    )
+        label = await _label(runner, query, exactly, exact_ms, keep_vector=keep_vector, ks=ks)
     return Measured(label, time.perf_counter() - started, exact_ms)
+
+
+async def measure_together(
+    session: Session,
+    template: Template,
+    types: Sequence[ParameterType],
+    base: Settings,
+    queries: Sequence[Probed],
+    *,
+    exact_ms: float,
+    keep_vector: bool = True,
+    ks: Sequence[int] = (),
+) -> list[Measured]:
+    """The same for several queries, whose exact answers come from one pass over the table (learning.truth).
+
+    Parameters
+    ----------
+    exact_ms
+        What one exact search takes alone, as measured before.
+
+    Raises
+    ------
+    BoundError
+        No arm returns as many rows as a query asks for, so that nothing bounds its answer.
+    """
+    started = time.perf_counter()
+    async with snapshot(session, base):
+        await session.measure_round_trip()
+        runners, vectors, bounds = [], [], []
+        for query in queries:
+            exact = _exact(query.arms)
+            runner = await _Runner.ready(session, template, types, query.trajectory, (*query.arms, exact))
+            runners.append(runner)
+            vectors.append(vector_text(query.trajectory.vector))
+            bounds.append(await _bound(runner, query))
+        await apply(session, _exact(queries[0].arms).settings)
+        truths, _ = await truth.batched(session, template, types, vectors, bounds)
+        labels = [
+            await _label(runner, query, found[: query.k], exact_ms, keep_vector=keep_vector, ks=ks)
+            for runner, query, found in zip(runners, queries, truths, strict=True)
+        ]
+    each = (time.perf_counter() - started) / len(queries)
+    return [Measured(label, each, exact_ms) for label in labels]
+
+
+async def measure_by_sample(
+    session: Session,
+    template: Template,
+    types: Sequence[ParameterType],
+    base: Settings,
+    query: Probed,
+    *,
+    share: float,
+    seed: int,
+    keep_vector: bool = True,
+) -> Measured:
+    """The same for one query of a table that is too large: recall is estimated by a sample (learning.truth).
+
+    Raises
+    ------
+    BoundError
+        Nothing was sampled near the query: it says nothing.
+    """
+    started = time.perf_counter()
+    exact = _exact(query.arms)
+    async with snapshot(session, base):
+        runner = await _Runner.ready(session, template, types, query.trajectory, (*query.arms, exact))
+        await session.measure_round_trip()
+        await apply(session, exact.settings)
+        rows, seconds = await truth.sampled(session, template, runner.arguments, share, seed)
+        exact_ms = seconds / share * 1e3
+        found: dict[str, tuple[list[float], float]] = {}
+        for arm in query.arms:
+            if arm.kind != "exact" and (
+                arm.name == query.trajectory.arm or not query.plan.leave_out(arm, exact_ms)
+            ):
+                found[arm.name] = await runner.run(arm.settings)
+    bound = min((d[query.k - 1] for d, _ in found.values() if len(d) >= query.k), default=math.inf)
+    near = [number(row) for row in rows]
+    results = {exact.name: ArmResult(1.0, query.k, exact_ms)}
+    for name, (distances, ms) in found.items():
+        recall_of = truth.estimated_recall(near, distances, bound) if math.isfinite(bound) else None
+        if recall_of is None:
+            raise BoundError("no sampled row is near the query")
+        results[name] = ArmResult(recall_of, len(distances), ms, distinct(distances))
+    label = _made(template, query, query.k, results, keep_vector=keep_vector, sampled=share)
+    return Measured(label, time.perf_counter() - started, exact_ms)
+
+
+def _exact(arms: Sequence[Arm]) -> Arm:
+    return next((arm for arm in arms if arm.kind == "exact"), Arm("exact", EXACT, "exact"))
+
+
+async def _bound(runner: _Runner, query: Probed) -> float:
+    """Return a distance within which the query's k nearest rows certainly lie."""
+    served = [arm for arm in query.arms if arm.name == query.trajectory.arm and arm.kind != "exact"]
+    strongest = sorted((arm for arm in query.arms if arm.effort), key=lambda arm: -arm.effort)[:1]
+    for arm in (*served, *strongest):
+        distances, _ = await runner.run(arm.settings)
+        if len(distances) >= query.k and math.isfinite(max(distances[: query.k])):
+            return max(distances[: query.k])
+    raise BoundError("no arm returns as many rows as are asked for")
+
+
+async def _label(
+    runner: _Runner,
+    query: Probed,
+    exactly: Sequence[float],
+    exact_ms: float,
+    *,
+    keep_vector: bool,
+    ks: Sequence[int],
+) -> Label:
+    """Run the arms of one query whose exact answer is known."""
+    k = query.k
+    results = {_exact(query.arms).name: ArmResult(1.0, len(exactly), exact_ms, distinct(exactly))}
+    smaller: dict[int, dict[str, float]] = {other: {} for other in ks if other < k}
+    perfect: set[object] = set()
+    for arm in query.arms:
+        needless = query.plan.leave_out(arm, exact_ms) or (
+            _ladder(arm) in perfect and not query.plan.thorough
+        )
+        if arm.name in results or (needless and arm.name != query.trajectory.arm):
+            continue
+        distances, ms = await runner.run(arm.settings)
+        result = results[arm.name] = ArmResult(
+            recall(exactly, distances, k), len(distances), ms, distinct(distances)
+        )
+        for other, recalls in smaller.items():
+            recalls[arm.name] = recall(exactly[:other], distances[:other], other)
+        if result.recall >= 1.0 and arm.effort:
+            perfect.add(_ladder(arm))
+    return _made(runner.template, query, len(exactly), results, keep_vector=keep_vector, smaller=smaller)
+
+
+def _made(
+    template: Template,
+    query: Probed,
+    found: int,
+    results: dict[str, ArmResult],
+    *,
+    keep_vector: bool,
+    smaller: dict[int, dict[str, float]] | None = None,
+    sampled: float = 0.0,
+) -> Label:
+    return Label(
+        template=template.key,
+        context=query.context,
+        timestamp=time.time(),
+        vector=query.trajectory.vector if keep_vector else None,
+        k=query.k,
+        found=found,
+        results=results,
+        served_arm=query.trajectory.arm,
+        uniform=query.uniform,
+        smaller=smaller or {},
+        sampled=sampled,
+    )
 
 
 def _ladder(arm: Arm) -> object:
@@ -186,17 +351,31 @@ class _Runner:
         self, session: Session, template: Template, types: Sequence[ParameterType], arguments: Sequence[Bound]
     ) -> None:
         self._session = session
-        self._template = template
+        self.template = template
         self._types = types
-        self._arguments = arguments
+        self.arguments = arguments
         self._usual: Mapping[str, str] = {}
         self._plain: Any = None
         self._custom: Any = None
 
+    @classmethod
+    async def ready(
+        cls,
+        session: Session,
+        template: Template,
+        types: Sequence[ParameterType],
+        trajectory: Trajectory,
+        arms: Sequence[Arm],
+    ) -> _Runner:
+        """Return a runner of one query, prepared for these arms."""
+        runner = cls(session, template, types, await session.binder.bind(template, types, trajectory))
+        await runner.prepare(arms)
+        return runner
+
     async def prepare(self, arms: Sequence[Arm]) -> None:
         """Prepare the statements and remember the usual value of every setting that any arm touches."""
-        self._plain = await statement(self._session, self._template, self._types, custom=False)
-        self._custom = await statement(self._session, self._template, self._types, custom=True)
+        self._plain = await statement(self._session, self.template, self._types, custom=False)
+        self._custom = await statement(self._session, self.template, self._types, custom=True)
         names = sorted({name for arm in arms for name, _ in arm.settings} | {name for name, _ in EXACT})
         rows = await self._session.connection.fetch(_CURRENT, names)
         # A setting that the server does not know (yet) has no usual value and is not put back.
@@ -208,7 +387,7 @@ class _Runner:
         await apply(self._session, tuple(wanted.items()))
         prepared = self._custom if "plan_cache_mode" in dict(settings) else self._plain
         started = time.perf_counter()
-        rows = await prepared.fetch(*self._arguments)
+        rows = await prepared.fetch(*self.arguments)
         elapsed = (time.perf_counter() - started) * 1e3
         return [number(row[0]) for row in rows if row[0] is not None], max(
             0.001, elapsed - self._session.round_trip_ms

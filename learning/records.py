@@ -63,6 +63,8 @@ class Template(msgspec.Struct, frozen=True):
     operator: str  # "<->", "<=>", "<#>", "<+>", "<~>", "<%>"
     whole: bool = True  # the search is the whole statement, not a CTE or a subquery of a larger one
     functions: tuple[str, ...] = ()  # names of functions called, for the learner to check their volatility
+    scan_sql: str = ""  # the probe without order and limit, where the vector is its only parameter, as $1
+    sample_sql: str = ""  # the probe of some pages of the table; two more parameters: percentage, seed
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -135,6 +137,7 @@ class Label(msgspec.Struct, frozen=True):
     smaller: dict[
         int, dict[str, float]
     ] = {}  # smaller k -> Arm.name -> recall of the first k of the same rows
+    sampled: float = 0.0  # share of the table's rows that recall was measured by; 0: all of them
 
 
 class ContextPolicy(msgspec.Struct, frozen=True):

@@ -81,6 +81,7 @@ class TemplateState:
     recheck_after: float = _FIRST_RECHECK
     unaudited: int = 0  # queries that may still be audited: without traffic there is nothing to audit
     label_seconds: float = 0.05  # that a label takes, a running mean
+    exact_alone: deque[float] = field(default_factory=lambda: deque(maxlen=9))  # milliseconds, one at a time
     sketched_rows: float | None = None
     indexes: tuple[IndexInfo, ...] | None = None  # those that the labels are about
     watch: Watch = field(default_factory=Watch)
@@ -214,6 +215,7 @@ class TemplateState:
         self.labels.clear()
         self.label_counts.clear()
         self.labelled.clear()
+        self.exact_alone.clear()
         self.ledger = ArmLedger(self.arms)
 
     def begin_anew(self, since: float | None) -> list[Label]:

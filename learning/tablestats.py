@@ -61,8 +61,10 @@ async def usual_settings(session: Session) -> dict[str, str]:
     return {row["name"]: row["value"] for row in await session.catalog(_USUAL)}
 
 
-async def sketch(session: Session, relation: int, column: str, rows: float) -> NDArray[np.float32] | None:
-    """Return about `SKETCH_ROWS` vectors of a column, drawn uniformly: float32 [n, dimensions].
+async def sketch(
+    session: Session, relation: int, column: str, rows: float, wanted: int = SKETCH_ROWS
+) -> NDArray[np.float32] | None:
+    """Return about `wanted` vectors of a column, drawn uniformly: float32 [n, dimensions].
 
     Fewer where they would take more than `SKETCH_BYTES`.
     None where the column does not hold vectors of one dimension as ``vector`` or ``halfvec``, or too few of
@@ -77,7 +79,7 @@ async def sketch(session: Session, relation: int, column: str, rows: float) -> N
     if not found or found[0]["type"] not in _ELEMENT:
         return None
     source = found[0]
-    wanted = min(SKETCH_ROWS, SKETCH_BYTES // (4 * max(1, source["dimensions"])))  # -1: not declared
+    wanted = min(wanted, SKETCH_BYTES // (4 * max(1, source["dimensions"])))  # -1: not declared
     percent = min(100.0, 100.0 * wanted / max(rows, 1.0))
     method = "BERNOULLI" if rows < _MAX_SYSTEM_ROWS else "SYSTEM"
     query = f"SELECT {source['column']} FROM {source['table']} TABLESAMPLE {method} ({percent:.6f})"  # noqa: S608

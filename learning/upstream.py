@@ -76,9 +76,9 @@ class Session:
 
     connection: Any
     binder: Binder
-    statements: OrderedDict[tuple[str, bool], Any] = field(
+    statements: OrderedDict[tuple[str, str], Any] = field(
         default_factory=OrderedDict
-    )  # prepared, by (template, custom)
+    )  # prepared, by (template, what for)
     round_trips: deque[float] = field(
         default_factory=lambda: deque(maxlen=15)
     )  # milliseconds, of an empty statement
@@ -172,8 +172,8 @@ class Upstream:
         """Drop the prepared statements of a template: what they refer to may have changed."""
         entry = self._databases.get(database)
         if entry is not None and entry.session is not None:
-            for custom in (False, True):
-                entry.session.statements.pop((template, custom), None)
+            for key in [key for key in entry.session.statements if key[0] == template]:
+                del entry.session.statements[key]
 
     async def close(self) -> None:
         """Close everything; statements under way are cancelled."""

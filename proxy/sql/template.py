@@ -119,14 +119,14 @@ def _template(
         if sort.sort_by.sortby_dir == pb.SORTBY_ASC:
             sort.sort_by.sortby_dir = pb.SORTBY_DEFAULT
     sql = sql_text(statement)
-    probe_sql, probe_slots = _probe(level)
+    probe, probe_slots = _probe(level)
     return Template(
         key=template_key(scope.database, scope.user, scope.search_path, sql),
         database=scope.database,
         user=scope.user,
         search_path=scope.search_path,
         sql=sql,
-        probe_sql=probe_sql,
+        probe_sql=sql_text(probe),
         probe_slots=probe_slots,
         slots=tuple(roles.get(slot, Slot(SlotRole.OTHER)) for slot in range(slots)),
         relation=relation_text(relation),
@@ -134,6 +134,8 @@ def _template(
         operator=distance.operator,
         whole=whole,
         functions=functions,
+        scan_sql=_scan(probe, probe_slots.index(distance.slot)),
+        sample_sql=_sampled(probe, len(probe_slots)),
     )
 
 
@@ -288,7 +290,7 @@ def _elements(node: pb.A_Expr, operator: str) -> tuple[list[pb.Node], str]:
 # -- the probe -----------------------------------------------------------------------------------------------
 
 
-def _probe(level: Level) -> tuple[str, tuple[int, ...]]:
+def _probe(level: Level) -> tuple[pb.SelectStmt, tuple[int, ...]]:
     """Return the query that yields the distances alone, and which slots its parameters are."""
     probe = pb.SelectStmt()
     probe.CopyFrom(level.select)
@@ -307,4 +309,39 @@ def _probe(level: Level) -> tuple[str, tuple[int, ...]]:
     slots = sorted({parameter.number for parameter in parameters})
     for parameter in parameters:
         parameter.number = slots.index(parameter.number) + 1
-    return sql_text(probe), tuple(slot - 1 for slot in slots)
+    return probe, tuple(slot - 1 for slot in slots)
+
+
+def _scan(probe: pb.SelectStmt, vector: int) -> str:
+    """Return the probe without order and limit, the vector as ``$1``; "" where there are other parameters."""
+    scan = pb.SelectStmt()
+    scan.CopyFrom(probe)
+    del scan.sort_clause[:]
+    for name in ("limit_count", "limit_offset"):
+        scan.ClearField(name)
+    scan.limit_option = pb.LIMIT_OPTION_DEFAULT
+    parameters = [node for node in walk(scan) if isinstance(node, pb.ParamRef)]
+    if any(parameter.number != vector + 1 for parameter in parameters):
+        return ""
+    for parameter in parameters:
+        parameter.number = 1
+    return sql_text(scan)
+
+
+def _sampled(probe: pb.SelectStmt, parameters: int) -> str:
+    """Return the probe of some pages of its one table; "" where it reads more than that.
+
+    Percentage and seed are two more parameters, the last ones.
+    """
+    if len(probe.from_clause) != 1 or not isinstance(inner(probe.from_clause[0]), pb.RangeVar):
+        return ""
+    sampled = pb.SelectStmt()
+    sampled.CopyFrom(probe)
+    sample = pb.RangeTableSample()
+    sample.relation.CopyFrom(sampled.from_clause[0])
+    sample.method.add().string.sval = "system"
+    sample.args.add().param_ref.number = parameters + 1
+    sample.repeatable.param_ref.number = parameters + 2
+    sampled.from_clause[0].Clear()
+    sampled.from_clause[0].range_table_sample.CopyFrom(sample)
+    return sql_text(sampled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import struct
 import uuid
 from collections.abc import Awaitable, Callable
@@ -15,9 +16,19 @@ import pytest
 from msgspec.structs import replace
 
 from bench.embedded import EmbeddedPostgres
+from learning import truth
 from learning.binding import parameter_types
 from learning.inventory import Confirmed, Rejected, confirm
-from learning.probe import Measured, measure, snapshot
+from learning.probe import (
+    BoundError,
+    Measured,
+    Probed,
+    measure,
+    measure_by_sample,
+    measure_one,
+    measure_together,
+    snapshot,
+)
 from learning.records import Arm, Label, Template, Trajectory, Value
 from learning.schedule import LabelPlan
 from learning.tablestats import SKETCH_ROWS, sketch
@@ -454,3 +465,70 @@ def test_rows_of_a_larger_limit_are_a_label_for_a_smaller_one(
     assert {name: hundred.smaller[10][name] for name in directly} == directly
     assert {arm[:2] for arm in directly} >= {"ef", "pr"}
     assert min(directly.values()) < 1.0
+
+
+@pytest.mark.slow
+def test_one_pass_over_the_table_gives_the_labels_of_several_searches(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    vectors = create_items(postgres.dsn(database))
+    execute(postgres, database, "INSERT INTO items VALUES (-1, 0, NULL)")
+    found = template(UNFILTERED, database)
+    asked = [
+        query(found, vector, k=k) for vector, k in zip(vectors[:6] + 0.3, (1, 10, 10, 40, 10, 3), strict=True)
+    ]
+    ef_10 = (("hnsw.ef_search", "10"),)
+    asked.append(query(found, vectors[9] + 0.3, arm="by hand", settings=ef_10))
+
+    async def work(session: Session) -> tuple[list[Label], list[Label]]:
+        known = await confirm(session, found, asked[0], min_k=1, max_k=40)
+        assert isinstance(known, Confirmed)
+        served = Arm("by hand", ef_10)
+        queries = [Probed(one, (*known.arms, served), "", True, LabelPlan()) for one in asked]
+        base = (session, found, known.types, known.settings)
+        alone = [(await measure_one(*base, one, ks=(1, 10))).label for one in queries]
+        together = await measure_together(*base, queries, exact_ms=123.0, ks=(1, 10))
+        assert truth.can_batch(found, known.types)
+        return alone, [one.label for one in together]
+
+    def recalls(label: Label) -> dict[str, object]:
+        each = {name: (result.recall, result.rows) for name, result in label.results.items()}
+        return {**each, "found": label.found, "smaller": label.smaller, "k": label.k, "vector": label.vector}
+
+    alone, together = connected(postgres, database, work)
+    assert [recalls(label) for label in together] == [recalls(label) for label in alone]
+    assert {label.results["exact"].ms for label in together} == {123.0}
+    assert min(label.results["by hand"].recall for label in together) < 1.0
+
+
+@pytest.mark.slow
+def test_recall_by_a_sample_of_the_pages_is_right_on_average(
+    postgres: EmbeddedPostgres, database: str
+) -> None:
+    create_items(postgres.dsn(database))
+    found = template(UNFILTERED, database)
+    asked = [query(found, vector) for vector in clustered(150, seed=7)]
+
+    async def work(session: Session) -> tuple[list[Label], list[Label]]:
+        known = await confirmed(session, found, asked[0])
+        arms = tuple(arm for arm in known.arms if arm.name in ("ef=10", "ef=40", "ef=200"))
+        base = (session, found, known.types, known.settings)
+        fully, sampled = [], []
+        for number, one in enumerate(asked):
+            probed = Probed(one, arms, "", True, LabelPlan())
+            fully.append((await measure_one(*base, probed)).label)
+            for seed in range(3):
+                with contextlib.suppress(BoundError):
+                    made = await measure_by_sample(*base, probed, share=0.3, seed=1000 * seed + number)
+                    sampled.append(made.label)
+        return fully, sampled
+
+    fully, sampled = connected(postgres, database, work)
+    assert 300 < len(sampled) <= 450
+    assert {label.sampled for label in sampled} == {0.3}
+    for arm in ("ef=10", "ef=40", "ef=200"):
+        right = np.mean([label.results[arm].recall for label in fully])
+        estimated = [label.results[arm].recall for label in sampled]
+        error = np.std(estimated) / np.sqrt(len(estimated)) + 0.01
+        assert np.mean(estimated) == pytest.approx(right, abs=3 * error), arm
+    assert np.mean([label.results["ef=10"].recall for label in fully]) < 0.9
