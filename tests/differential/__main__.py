@@ -1,6 +1,7 @@
 """Random pipelines against the server, direct and through the proxy: ``python -m tests.differential``.
 
 python -m tests.differential --count 10000 --seed 1     a run; what differs is shrunk and printed
+python -m tests.differential --control --count 10000    the same through a forwarder that knows nothing: what TCP does
 python -m tests.differential --replay 4711              the script of one seed, both ways, with its outcome
 python -m tests.differential --script FILE              the same for a script in a file
 """
@@ -32,6 +33,9 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=4)
     parser.add_argument("--stop-after", type=int, default=5, help="differences to shrink before giving up")
+    parser.add_argument(
+        "--control", action="store_true", help="a forwarder that knows nothing, not the proxy"
+    )
     parser.add_argument("--replay", type=int, metavar="SEED")
     parser.add_argument("--script", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -40,9 +44,8 @@ def main() -> int:
         with psycopg.connect(server.dsn("template1"), autocommit=True) as connection:
             connection.execute("CREATE EXTENSION vector")
         if options.replay is None and options.script is None:
-            return run(
-                server, range(options.seed, options.seed + options.count), options.jobs, options.stop_after
-            )
+            seeds = range(options.seed, options.seed + options.count)
+            return run(server, seeds, options.jobs, options.stop_after, control=options.control)
         return replay(
             server, options.script.read_text() if options.script else Generator(options.replay).script()
         )

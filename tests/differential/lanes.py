@@ -19,12 +19,17 @@ Reports: TypeAlias = "multiprocessing.Queue[str | Counter[str]]"
 _PROGRESS = 250  # scripts of a lane between two reports
 
 
-def run(server: Server, seeds: range, jobs: int, stop_after: int) -> int:
-    """Play the scripts of all seeds; print every difference, shrunk.  Return how many differed."""
+def run(server: Server, seeds: range, jobs: int, stop_after: int, *, control: bool = False) -> int:
+    """Play the scripts of all seeds; print every difference, shrunk.  Return how many differed.
+
+    `control` leaves the proxy out: see `forwarder`.
+    """
     started = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     reports: Reports = spawn.Queue()
-    lanes = [spawn.Process(target=lane, args=(server, n, seeds[n::jobs], reports)) for n in range(jobs)]
+    lanes = [
+        spawn.Process(target=lane, args=(server, n, seeds[n::jobs], reports, control)) for n in range(jobs)
+    ]
     for process in lanes:
         process.start()
     done: Counter[str] = Counter()
@@ -51,11 +56,11 @@ def run(server: Server, seeds: range, jobs: int, stop_after: int) -> int:
     return failures
 
 
-def lane(server: Server, number: int, seeds: range, reports: Reports) -> None:
+def lane(server: Server, number: int, seeds: range, reports: Reports, control: bool) -> None:
     """Play the scripts of some seeds in a database of one's own."""
     done: Counter[str] = Counter()
     try:
-        with world(server, f"lane_{number}") as there:
+        with world(server, f"lane_{number}", control=control) as there:
             for seed in seeds:
                 script = Generator(seed).script()
                 for way, found in differences(there, script).items():

@@ -17,6 +17,7 @@ import psycopg
 
 from learning.records import Settings
 from tests.differential.conversation import Conversation, Transcript, direct_executor
+from tests.differential.forwarder import Forwarder
 from tests.differential.notation import Step
 from tests.forced import ForcedAdapter
 from tests.integration.proxied import Proxy
@@ -60,17 +61,27 @@ class Server:
 class World:
     """One database of a running server, with proxies in front."""
 
-    def __init__(self, server: Server, database: str, normal: Proxy, forced: Proxy) -> None:
+    def __init__(
+        self,
+        server: Server,
+        database: str,
+        normal: Proxy,
+        forced: Proxy,
+        forwarder: Forwarder | None = None,
+    ) -> None:
         self.server = server
         self.database = database
         self.normal = normal
         self.forced = forced
+        self._forwarder = forwarder  # in place of both
         self.control, self.run = direct_executor(server.dsn(database))
 
     def address(self, way: str) -> tuple[str, int]:
         """Return where a way leads: ``direct``, ``normal`` or ``forced``."""
         if way == "direct":
             return "127.0.0.1", self.server.port
+        if self._forwarder is not None:
+            return self._forwarder.host, self._forwarder.port
         proxy = self.normal if way == "normal" else self.forced
         return proxy.host, proxy.port
 
@@ -105,8 +116,11 @@ class Result:
 
 
 @contextmanager
-def world(server: Server, database: str) -> Iterator[World]:
-    """Create the database and the proxies; the server must be listening and have the vector extension."""
+def world(server: Server, database: str, *, control: bool = False) -> Iterator[World]:
+    """Create the database and the proxies; the server must be listening and have the vector extension.
+
+    `control` puts a forwarder that knows nothing in their place.
+    """
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {database} STRATEGY file_copy")
         connection.execute(f"ALTER DATABASE {database} SET enable_seqscan = off")
@@ -120,7 +134,8 @@ def world(server: Server, database: str) -> Iterator[World]:
         with ExitStack() as stack:
             normal = stack.enter_context(Proxy("127.0.0.1", server.port, SETTINGS))
             forced = stack.enter_context(Proxy("127.0.0.1", server.port, SETTINGS, adapter=ForcedAdapter))
-            there = World(server, database, normal, forced)
+            forwarder = stack.enter_context(Forwarder("127.0.0.1", server.port)) if control else None
+            there = World(server, database, normal, forced, forwarder)
             stack.callback(there.control.close)
             yield there
     finally:
