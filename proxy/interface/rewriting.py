@@ -294,7 +294,8 @@ class _Writer:
 
 
 def _answer(slot: int, kept: Sequence[str]) -> str:
-    read = f"NULLIF(pg_catalog.current_setting('{ANSWER}{slot}', true), '')::pg_catalog.jsonb"
+    # Where there is no answer this fails: nothing must be taken for an empty one.
+    read = f"pg_catalog.current_setting('{ANSWER}{slot}')::pg_catalog.jsonb"
     if not kept:
         return f"({read})"
     return f"(SELECT p.v FROM (SELECT {read} AS v, {', '.join(kept)}) AS p)"

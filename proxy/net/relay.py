@@ -173,6 +173,8 @@ class ClientConnection(asyncio.Protocol):
         if session.calling:
             self.transport.pause_reading()
         elif not self.transport.is_closing():
+            if session.keeps_bind:
+                asyncio.get_running_loop().call_later(_BIND_PATIENCE, self._release)
             self.transport.resume_reading()
             if self._eof:
                 self.eof_received()
@@ -225,6 +227,8 @@ class ClientConnection(asyncio.Protocol):
             and session.keeps_bind
         ):
             upstream.transport.write(session.release())
+            if session.calling:
+                self.serve_call()
 
     def eof_received(self) -> bool:
         """Pass the client's end of stream on; keep reading what the server still has to say."""

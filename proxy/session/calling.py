@@ -47,6 +47,9 @@ from proxy.wire.diagnostics import ErrorResponse, NoticeResponse
 from proxy.wire.errors import ProtocolViolation
 from proxy.wire.framing import DATA_ROW, PARAMETER_DESCRIPTION
 
+MAX_ARGUMENTS: Final = 256 << 20
+"""Bytes of a Bind for a statement with calls: a document of patterns may have some ten megabytes."""
+
 _MAX_CALLS: Final = 1_000  # portals with calls, per session
 FLUSH: Final = b"H\0\0\0\4"
 _STATEMENT: Final = b"_ruvector_ask\0"

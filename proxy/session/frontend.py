@@ -21,7 +21,7 @@ from typing import Final
 from proxy.session import injection
 from proxy.session.adaptation import Adapter, BoundQuery
 from proxy.session.backend import IDLE, OPEN
-from proxy.session.calling import Caller
+from proxy.session.calling import MAX_ARGUMENTS, Caller
 from proxy.session.enforcement import UNKNOWN
 from proxy.session.replies import ABORTED, Mark, Purpose, Segment
 from proxy.sql import Scope, Statement, TransactionVerb
@@ -113,7 +113,9 @@ class Session(Caller):
             inserted: bytes | None = None
             if tag == framing.BIND:
                 if self._statements or self._portals or self._in_force:
-                    if end > size and end - position <= _HOLD:
+                    if end > size and (
+                        end - position <= _HOLD or self._has_large_arguments(data, position, end)
+                    ):
                         break
                     first = self._injected
                     inserted = self._bind(data, position, end, size)
@@ -233,7 +235,8 @@ class Session(Caller):
     @property
     def is_idle(self) -> bool:
         """True where nothing is lost if the session ends: outside a transaction, nothing owed."""
-        return self._status == IDLE and not self._pending and not self._sent and not self._client_tail
+        nothing_owed = not self._pending and not self._sent and not self._client_tail
+        return self._status == IDLE and nothing_owed and not self.calling
 
     # -- extended query ----------------------------------------------------------------------------
 
@@ -330,7 +333,7 @@ class Session(Caller):
         executed = _executed_behind(data, end, size, portal, idle=self._state() == IDLE)
         if executed is None and size - position <= _HOLD and not self._impatient:
             return _WAIT
-        if self._stale and self._must_read_settings(query):
+        if executed and self._stale and self._must_read_settings(query):
             self._begin(self._read_settings())
             return _CALL
         self._take_note(statement)
@@ -349,6 +352,15 @@ class Session(Caller):
         inserted = self._enforce(settings, bound)
         bound.overhead = perf_counter() - started
         return inserted
+
+    def _has_large_arguments(self, data: bytes, position: int, end: int) -> bool:
+        """Tell whether a Bind beyond `_HOLD` must be kept all the same: for a call that takes a document."""
+        portal_end = data.find(b"\0", position + 5)
+        name_end = data.find(b"\0", portal_end + 1)
+        if portal_end < 0 or name_end < 0:
+            return False
+        statement = self._statements.get(data[portal_end + 1 : name_end])
+        return statement is not None and statement.rewritten is not None and end - position <= MAX_ARGUMENTS
 
     def _is_in_doubt(self, name: bytes) -> bool:
         """Tell whether the Parse that gave a name its meaning is in an earlier segment, and may yet fail."""

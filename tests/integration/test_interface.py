@@ -142,3 +142,17 @@ def test_a_prepared_statement_sees_fresh_values(learned: Interface) -> None:
         for i in range(8):  # psycopg prepares from the sixth on
             assert connection.execute(sql, (i, "items")).fetchone() == (i,)
             assert refused(connection, sql, (i, "nowhere")).sqlstate == "42P01"
+
+
+def test_a_document_of_megabytes_as_a_parameter(learned: Interface) -> None:
+    document = (
+        '{"format": "ruvector-patterns", "version": 1, "templates": [], "note": "' + "x" * (3 << 20) + '"}'
+    )
+    sql = "SELECT ruvector_import_patterns('items', %s::jsonb)"
+    with learned.connect() as connection:
+        for _ in range(2):
+            row = connection.execute(sql, (document,)).fetchone()
+            assert row == ("0 measured queries of 0 kinds imported",)
+        error = refused(connection, sql, (document.replace('"version": 1', '"version": 99'),))
+        assert error.sqlstate == "22023"
+        assert connection.execute("SELECT 1").fetchone() == (1,)
