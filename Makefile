@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts fuzz bench-proxy bench-index bench-drift bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -48,6 +48,9 @@ conformance: $(DEV) ## third-party suites, direct and through the proxy; SUITE=p
 charts: $(DEV) ## the Helm chart, rendered and checked, and the Dockerfile, linted
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[charts]'
 	@$(BIN)/python -m pytest tests/unit/test_chart.py tests/unit/test_images.py tests/unit/test_monitoring.py
+
+screenshots: $(DEV) ## the pictures in docs/dashboard.md, from a live run in headless Chromium
+	@SCREENSHOTS=$(CURDIR)/docs/dashboard $(BIN)/python -m pytest tests/integration/test_dashboard.py
 
 fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)

@@ -247,6 +247,6 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 def _show(key: str, value: Any) -> str:
     if known_keys().get(key) is not None and SecretStr in _alternatives(known_keys()[key]):
-        return redact_dsn(value) if isinstance(value, str) else "***"
+        return redact_dsn(value) if isinstance(value, str) and key.endswith("dsn") else "***"
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 200 else text[:200] + "..."

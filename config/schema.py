@@ -24,7 +24,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field
 
 from config.dsn import redact_dsn
-from config.section import Dsn, Section, option
+from config.section import Dsn, Secret, Section, option
 
 OptimizeFor = Literal["recall", "latency", "balanced"]
 TLSMode = Literal["disable", "allow", "require", "verify-ca", "verify-full"]
@@ -205,14 +205,14 @@ class Upstream(Section):
 
 
 class Admin(Section):
-    """The HTTP server for metrics and health checks."""
+    """The HTTP server for metrics, health checks and the dashboard; it changes nothing."""
 
     host: str = option(
         "127.0.0.1",
-        "Address of the HTTP server for /metrics, /healthz and /readyz.",
+        "Address of the HTTP server for the dashboard, /metrics, /healthz and /readyz.",
         downside=(
-            "It has no authentication: an address that others can reach shows them table names and traffic"
-            " figures."
+            "Without admin.token an address that others can reach shows them table names, statements,"
+            " filter values and traffic figures."
         ),
         min_length=1,
     )
@@ -222,6 +222,22 @@ class Admin(Section):
         downside="Each proxy on one machine needs its own.",
         ge=0,
         le=65535,
+    )
+    token: Secret | None = option(
+        None,
+        "What a request has to present (Authorization: Bearer ...) for the dashboard's data and /metrics; "
+        "/healthz and /readyz stay open for probes.",
+        unit="16 characters or more",
+        downside="Prometheus has to be given it as well; HTTP carries it in clear.",
+    )
+    names: str = option(
+        "",
+        "Host names, separated by commas, by which the server may be addressed, besides IP addresses, "
+        "localhost and admin.host.",
+        downside=(
+            "Without this check any web page could read the admin port through a name that it points "
+            "there (DNS rebinding): name only what you use."
+        ),
     )
 
 

@@ -45,5 +45,12 @@ def _dumped(dsn: SecretStr, info: SerializationInfo) -> str:
     return dsn.get_secret_value() if secrets else redact_dsn(dsn.get_secret_value())
 
 
+def _dumped_secret(secret: SecretStr, info: SerializationInfo) -> str:
+    return secret.get_secret_value() if info.context and info.context.get("secrets") else str(secret)
+
+
 Dsn = Annotated[SecretStr, AfterValidator(_checked), PlainSerializer(_dumped, when_used="json")]
 """A connection URI; its password is shown nowhere but in `Config.to_json`."""
+
+Secret = Annotated[SecretStr, Field(min_length=16), PlainSerializer(_dumped_secret, when_used="json")]
+"""A secret of at least 16 characters; shown nowhere but in `Config.to_json`."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,6 +53,10 @@ class Advise(msgspec.Struct, frozen=True, tag_field="kind", tag="advise"):
     table: str | None = None  # resolved; None: every table
 
 
+class Overview(msgspec.Struct, frozen=True, tag_field="kind", tag="overview"):
+    """What is there to show of everything?  Answered by a JSON object of `learning.overview`."""
+
+
 class Explained(msgspec.Struct, frozen=True, tag_field="kind", tag="explained"):
     """The answer to `Explain`."""
 
@@ -81,7 +85,7 @@ class Problem(msgspec.Struct, frozen=True, tag_field="kind", tag="problem"):
     unknown: bool = False  # the learner does not know what was asked about
 
 
-Inquiry = Explain | Advise
+Inquiry = Explain | Advise | Overview
 Reply = Explained | Advised | Problem
 
 _inquiries: msgspec.json.Decoder[Inquiry] = msgspec.json.Decoder(Inquiry)
@@ -111,9 +115,18 @@ class Answering:
         Returns the version of the policy published last.
     state
         Absolute path of the learner's state directory.
+    overview
+        Returns the answer to `Overview`.
     """
 
-    def __init__(self, registry: Registry, version: Callable[[], int], state: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        version: Callable[[], int],
+        state: str,
+        overview: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
+        self._overview = overview
         self._registry = registry
         self._version = version
         self._state = state
@@ -125,13 +138,15 @@ class Answering:
             inquiry = _inquiries.decode(body)
         except msgspec.DecodeError as error:
             return msgspec.json.encode(Problem(f"the question cannot be read: {error}"))
+        if isinstance(inquiry, Overview):
+            return msgspec.json.encode(await self._overview())
         try:
             reply = await self._reply(inquiry)
         except AnswerError as error:
             reply = Problem(str(error), error.advice, error.unknown)
         return msgspec.json.encode(reply)
 
-    async def _reply(self, inquiry: Inquiry) -> Reply:
+    async def _reply(self, inquiry: Explain | Advise) -> Reply:
         if isinstance(inquiry, Advise):
             return Advised(self._advised(inquiry.table))
         if inquiry.state not in (None, self._state):

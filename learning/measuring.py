@@ -358,9 +358,16 @@ class Measuring:
         if served:  # a template that runs as it came goes on as it came
             state.watch.hold(Holding(name, change.words, now))
         self._metrics.drifts.labels(table=state.table, kind=change.kind.value).inc()
+        state.watch.events.append((time.time(), change.kind.value, change.words))
         if now - self._granted >= _GRANT_EVERY:
             self._granted = now
             self._bucket.grant(self.config.learner.starting_credit / 2, now)
+
+    @property
+    def spending(self) -> dict[str, float]:
+        """What measuring may take: budget (a share), credit (seconds), rest between measurements (pace)."""
+        credit = self._bucket.credit(time.monotonic())
+        return {"budget": self.config.learner.budget, "credit_seconds": credit, "pace": self._pace.pace}
 
     def derived(self, state: TemplateState) -> None:
         """A policy was derived: note where it rests on new measurements again."""

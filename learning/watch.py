@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,7 @@ class Watch:
         self.built: dict[str, float] = {}  # index -> rows of the table when it was built, where that was seen
         self.holding: Holding | None = None
         self.epoch = 0  # changes so far
+        self.events: deque[tuple[float, str, str]] = deque(maxlen=20)  # Unix time, kind, words; for people
         self.urgent = False  # a policy that has to go out at once
         self.audits_due = 0  # bought by a suspicion
         self._suspected_at = 0.0  # when the first query of another kind may have come

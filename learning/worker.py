@@ -51,6 +51,7 @@ from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
+from learning.overview import Overviews
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
     ENOUGH_NEW,
@@ -133,7 +134,10 @@ class Learner:
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
         self._measuring.active = self._sharing is None
         self._answering = Answering(
-            self._registry, lambda: self._publication.version, str(config.store.path.absolute())
+            self._registry,
+            lambda: self._publication.version,
+            str(config.store.path.absolute()),
+            Overviews(self).get,
         )
         self._answers: set[asyncio.Task[None]] = set()  # on their way
 

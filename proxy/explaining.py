@@ -99,8 +99,9 @@ def ask(admin: Admin, inquiry: Explain | Advise) -> Reply | None:
     if not admin.port:
         return None
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(admin.host, admin.host)  # noqa: S104
+    headers = {"Authorization": f"Bearer {admin.token.get_secret_value()}"} if admin.token else {}
     request = urllib.request.Request(
-        f"http://{host_port(host, admin.port)}/ask", msgspec.json.encode(inquiry), method="POST"
+        f"http://{host_port(host, admin.port)}/ask", msgspec.json.encode(inquiry), headers, method="POST"
     )
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as response:  # noqa: S310

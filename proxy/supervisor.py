@@ -369,7 +369,7 @@ class Supervisor:
     async def _start_admin(self) -> server.AdminServer:
         options = self._config.admin
         try:
-            return await server.start(options.host, options.port, self._registry, self.problems, self.ask)
+            return await server.start(options, self._registry, self.problems, self.ask)
         except OSError as error:
             where = host_port(options.host, options.port)
             raise StartError(
@@ -419,7 +419,7 @@ class Supervisor:
         else:
             learner = "off (learning.enabled = false)" if config.learner.dsn else "off (no learner.dsn)"
         logger.info(
-            "ruvector-proxy %s listens on %s for %s; workers: %d; learner: %s; metrics: http://%s/metrics",
+            "ruvector-proxy %s listens on %s for %s; workers: %d; learner: %s; dashboard: http://%s/",
             *(
                 version(),
                 addresses,

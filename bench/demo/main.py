@@ -324,7 +324,7 @@ class Demo:
     async def _stay(self, proxy: Proxy) -> None:
         self.console.print(
             f"Still running: the proxy on 127.0.0.1:{proxy.port}, PostgreSQL in {self.server.host}, figures "
-            f"on http://127.0.0.1:{proxy.admin_port}/metrics. Ctrl-C ends it.",
+            f"on http://127.0.0.1:{proxy.admin_port}/ (dashboard). Ctrl-C ends it.",
             highlight=False,
         )
         while True:

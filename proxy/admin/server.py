@@ -5,20 +5,27 @@
 /readyz    200 when clients can be served, else 503 with the reasons: send traffic elsewhere meanwhile
 /advice    what could be changed about the tables, as JSON (learning.answering.Advised)
 /ask       POST: a question to the learner as JSON and its answer (learning.answering), as `explain` asks it
-/          links to these
+/          the dashboard: one page without outside resources, and
+/api/overview what it shows, as JSON: the supervisor's state, and the learner's knowledge by table
 
-There is no authentication and nothing that changes anything.
+Nothing here changes anything.  `proxy.admin.guard` says who may ask.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from config.schema import Admin
 from proxy.admin.asking import Ask, NoAnswerError
+from proxy.admin.guard import guard
+from proxy.admin.learner import LearnerOverview
+from proxy.version import version
 
 MAX_QUESTION = 1 << 19
 """Bytes of a question; a vector of 16,000 dimensions takes 90 KB."""
@@ -26,19 +33,7 @@ MAX_QUESTION = 1 << 19
 Readiness = Callable[[], Awaitable[list[str]]]
 """Returns the reasons for which clients cannot be served; none: ready."""
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>ruvector-proxy</title>
-<h1>ruvector-proxy</h1>
-<ul>
-<li><a href="/metrics">/metrics</a>: figures for Prometheus
-<li><a href="/healthz">/healthz</a>: whether the proxy is alive
-<li><a href="/readyz">/readyz</a>: whether clients can be served
-<li><a href="/advice">/advice</a>: what could be changed about the tables
-</ul>
-</html>
-"""
+PAGE = Path(__file__).with_name("dashboard.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +48,14 @@ class AdminServer:
         await self._runner.cleanup()
 
 
-async def start(
-    host: str, port: int, registry: CollectorRegistry, readiness: Readiness, ask: Ask
-) -> AdminServer:
+async def start(options: Admin, registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> AdminServer:
     """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen."""
-    application = web.Application(client_max_size=MAX_QUESTION)
+    application = web.Application(client_max_size=MAX_QUESTION, middlewares=[guard(options)])
     application.add_routes(_routes(registry, readiness, ask))
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, options.host, options.port).start()
     except OSError:
         await runner.cleanup()
         raise
@@ -71,6 +64,8 @@ async def start(
 
 
 def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list[web.RouteDef]:
+    learner = LearnerOverview(ask)
+
     async def answered(question: bytes) -> web.Response:
         try:
             return web.Response(body=await ask(question), content_type="application/json")
@@ -95,8 +90,19 @@ def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list
         reasons = await readiness()
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
+    async def overview(_: web.Request) -> web.Response:
+        reasons = await readiness()
+        try:
+            known, away = await learner.get(), None
+        except NoAnswerError as error:
+            known, away = b"null", str(error)
+        proxy = {"version": version(), "reasons": reasons, "learner_away": away}
+        # The learner's answer is JSON already.
+        body = json.dumps(proxy)[:-1].encode() + b', "learner": ' + known + b"}"
+        return web.Response(body=body, content_type="application/json")
+
     async def index(_: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
+        return web.Response(text=PAGE.read_text(encoding="utf-8"), content_type="text/html")
 
     return [
         web.get("/metrics", metrics),
@@ -104,5 +110,6 @@ def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list
         web.get("/readyz", readyz),
         web.get("/advice", advice),
         web.post("/ask", asked),
+        web.get("/api/overview", overview),
         web.get("/", index),
     ]

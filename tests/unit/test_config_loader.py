@@ -28,6 +28,8 @@ OTHER_VALUES: dict[str, str] = {
     "upstream.port": "5433",
     "admin.host": "::1",
     "admin.port": "0",
+    "admin.token": "0123456789abcdef",
+    "admin.names": "proxy,proxy.example",
     "listen.tls_mode": "verify-full",
     "listen.tls_cert": "/etc/tls/server.pem",
     "listen.tls_key": "/etc/tls/server.key",
@@ -351,3 +353,17 @@ def test_section_names_are_single_words_so_that_variables_are_unambiguous() -> N
     assert all("_" not in name for name in sections())
     names = [variable(key) for key in [*known_keys(), "tables"]]
     assert len(names) == len(set(names))
+
+
+def test_a_secret_that_is_wrong_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"RUVECTOR_ADMIN_TOKEN": "too short"})
+    assert "RUVECTOR_ADMIN_TOKEN" in str(caught.value)
+    assert "too short" not in str(caught.value)
+
+
+def test_the_token_is_shown_nowhere_but_to_child_processes() -> None:
+    config = load(None, {"RUVECTOR_ADMIN_TOKEN": "0123456789abcdef"})
+    assert "0123456789abcdef" not in repr(config) + str(config) + config.model_dump_json()
+    assert "0123456789abcdef" in config.to_json()
+    assert Config.from_json(config.to_json()) == config

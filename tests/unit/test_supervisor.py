@@ -326,7 +326,7 @@ def test_the_start_line_says_what_is_served_to_whom(
     asyncio.run(scenario(config))
     assert (
         f"listens on 127.0.0.1:{config.listen.port} for 127.0.0.1:1; workers: 2; "
-        f"learner: on (postgresql://me:***@127.0.0.1:1/db); metrics: http://127.0.0.1:{config.admin.port}/metrics"
+        f"learner: on (postgresql://me:***@127.0.0.1:1/db); dashboard: http://127.0.0.1:{config.admin.port}/"
     ) in caplog.text
     assert "upstream 127.0.0.1:1 is unreachable: Connection refused" in caplog.text
 
