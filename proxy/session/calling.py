@@ -260,9 +260,15 @@ class Caller(Enforcer):
         self._calls[portal] = BoundCalls(name, statement.rewritten.pieces[0], kept)
 
     def _must_read_settings(self, query: VectorQuery) -> bool:
-        """Tell whether the server has to be asked what the proxy's own settings are, before this query."""
+        """Tell whether the server has to be asked what the proxy's own settings are, before this query.
+
+        Not behind other segments, whose outcome is open, and not where the server skips everything: the query
+        then goes by what was known before, and the next one asks.
+        """
         return (
             self._stale
+            and self._segment_in == self._segment_out
+            and self._replied < ABORTED
             and not (self._disabled or self._blind or self.copy_in or self._copying)
             and self._status != FAILED
             and self.adapter.adapts(query)
@@ -318,7 +324,9 @@ class Caller(Enforcer):
             self._stale = True
 
     def _read_settings(self) -> Procedure:
-        """Ask the server what they are now."""
+        """Ask the server what they are now; a transaction that failed while the session waited gets none."""
+        if self._status == FAILED:
+            return
         self._stale = False
         data, completions = once(READ)
         rows = yield Ask(data, completions)
