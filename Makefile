@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-replicas bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -70,6 +70,9 @@ bench-replay: $(DEV) ## policies on recorded recall curves; the first run record
 
 bench-drift: $(DEV) ## the table grows, the index is rebuilt, the queries change: recall meanwhile (about ten minutes)
 	@$(BIN)/python -m bench.drift
+
+bench-replicas: $(DEV) ## three replicas on one store: as good as one, leader killed, server restarted (20 minutes)
+	@$(BIN)/python -m bench.replicas
 
 clean: ## remove what was built, measured and installed here
 	rm -rf .venv .conformance .demo .replay demo-results build dist *.egg-info

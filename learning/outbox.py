@@ -62,7 +62,7 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
 
 Mail = Forwarded | Labelled | HandedIn | Noted | Rated | InjectionFailed
 
-_encode = msgspec.msgpack.Encoder().encode
+encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Mail] = msgspec.msgpack.Decoder(Mail)
 
 
@@ -151,8 +151,8 @@ class Outbox:
         self._told.update(template.key for template in new)
         mail: list[bytes] = []
         if new or self._seen:
-            mail.append(_encode(Forwarded(tuple(new), tuple(self._queries), self._seen, self._size)))
-        mail += [_encode(event) for event in self._events]
+            mail.append(encode(Forwarded(tuple(new), tuple(self._queries), self._seen, self._size)))
+        mail += [encode(event) for event in self._events]
         self._events.clear()
         self._queries = []
         self._seen = self._size = self._kept = 0

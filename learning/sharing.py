@@ -226,10 +226,11 @@ class Sharing:
             async with asyncio.timeout(_PATIENCE):
                 kept.snapshot = await self._fetched()
             kept.version = pulse.head[1]
+            await self._learner.lead(kept)
         except BaseException:
             self._term = None  # the lease runs out, or is got again
+            self._learner.follow()
             raise
-        await self._learner.lead(kept)
         self._began = time.monotonic()
         self._metrics.takeovers.inc()
         log.info("this replica leads (term %d): it measures for all", term)

@@ -17,7 +17,8 @@ import msgspec
 from config.schema import Config
 from learning.drift import World
 from learning.exchange import Document, Evidence, ExchangeError, decode, encode, export, merge, moved
-from learning.sqlite_file import Kept, hand_in, read
+from learning.sqlite_file import Kept
+from learning.stored import leave_document, place, read_store
 
 STANDARD = Path("-")
 """As a file: standard input or output."""
@@ -54,16 +55,14 @@ def _evidence(kept: Kept, key: str) -> Evidence:
 
 
 def _kept(config: Config) -> Kept:
-    directory = config.store.path
     try:
-        return read(directory)
+        return read_store(config)
     except FileNotFoundError:
         raise PatternsError(
-            f"nothing is kept in {directory} (store.path): has a proxy with a learner run with this "
-            "configuration?"
+            f"nothing is kept in {place(config)}: has a proxy with a learner run with this configuration?"
         ) from None
     except (OSError, ValueError) as error:
-        raise PatternsError(f"what is kept in {directory} (store.path) cannot be read: {error}") from error
+        raise PatternsError(f"what is kept in {place(config)} cannot be read: {error}") from error
 
 
 def import_patterns(config: Config, document: Document, *, database: str | None, user: str | None) -> None:
@@ -77,9 +76,9 @@ def import_patterns(config: Config, document: Document, *, database: str | None,
     if database is not None or user is not None:
         document = moved(document, database=database, user=user)
     try:
-        hand_in(config.store.path, encode(document))
-    except (OSError, sqlite3.Error) as error:
-        raise PatternsError(f"cannot write to {config.store.path} (store.path): {error}") from error
+        leave_document(config, encode(document))
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise PatternsError(f"cannot write to {place(config)}: {error}") from error
 
 
 def read_documents(files: Sequence[Path]) -> Document:

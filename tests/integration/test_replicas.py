@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -17,9 +19,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres
+from bench.pooler import pgbouncer
 from config.schema import Config
 from learning.channel import TemplateSeen, TrajectoryBatch
+from learning.exchange import evidence
 from learning.records import Label, Snapshot, Template, TemplatePolicy, Trust, Value
+from proxy.patterns import export_patterns, import_patterns
 from tests.integration.learner_kit import (
     FILTERED,
     UNFILTERED,
@@ -224,7 +229,7 @@ def test_without_the_store_the_last_policy_goes_on_and_what_is_learned_is_added_
 
 
 def test_a_start_without_the_store_serves_the_policy_kept_here(
-    postgres: EmbeddedPostgres, database: str, store: str, tmp_path: Path
+    postgres: EmbeddedPostgres, database: str, store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     create_items(postgres.dsn(database))
     found = template(UNFILTERED, database)
@@ -237,9 +242,11 @@ def test_a_start_without_the_store_serves_the_policy_kept_here(
             await until(lambda: all(trusted(each, found) for each in both))
         nowhere = "postgresql://nobody:secret@127.0.0.1:1/nothing"
         async with replicas([shared(postgres, tmp_path / str(n), nowhere) for n in range(2)]) as both:
-            await until(lambda: all(trusted(each, found) for each in both), 5.0)
+            await until(lambda: all(trusted(each, found) for each in both), 20.0)
+            await until(lambda: "the shared store cannot be used" in caplog.text)
 
     run(scenario())
+    assert "secret" not in caplog.text
 
 
 def test_a_store_that_is_read_only_for_a_while_changes_nothing_for_the_policies(
@@ -461,3 +468,60 @@ def test_anonymized_replicas_share_no_vector_and_no_value(
     )
     assert len(data) > 1000
     assert not any(vector.astype("<f4").tobytes() in data for vector in QUERIES)
+
+
+def test_patterns_are_exported_from_the_shared_store_and_imported_by_whoever_leads(
+    postgres: EmbeddedPostgres, database: str, store: str, tmp_path: Path
+) -> None:
+    create_items(postgres.dsn(database))
+    found = template(UNFILTERED, database)
+    config = shared(postgres, tmp_path / "1", store)
+
+    async def learned() -> None:
+        async with replica(config) as one:
+            await until(lambda: one.leads)
+            await ask(one, found, QUERIES)
+            await until(lambda: one.labels() >= 30)
+
+    run(learned())
+    document = export_patterns(config, tables={"public.items"}, anonymize=False)
+    (known,) = evidence(document)
+    assert known.template == found
+    assert len(known.labels) >= 30
+    with psycopg.connect(store, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA ruvector_proxy CASCADE")
+    elsewhere = shared(postgres, tmp_path / "2", store)
+
+    async def taken_in() -> None:
+        async with replica(elsewhere) as one:
+            await until(lambda: one.leads)
+            await asyncio.to_thread(import_patterns, elsewhere, document, database=None, user=None)
+            count = "SELECT count(*) FROM ruvector_proxy.labels"
+            await until(lambda: fetch(store, count) == [(len(known.labels),)])
+            assert one.labels() == 0
+
+    run(taken_in())
+
+
+def test_a_pooler_in_transaction_mode_costs_the_notification_and_nothing_else(
+    postgres: EmbeddedPostgres, database: str, store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_items(postgres.dsn(database))
+    found = template(UNFILTERED, database)
+    name = fetch(store, "SELECT current_database()")[0][0]
+
+    async def scenario(uri: str) -> None:
+        async with replicas([shared(postgres, tmp_path / str(n), uri) for n in range(2)]) as both:
+            await until(lambda: sum(each.leads for each in both) == 1)
+            follower = next(each for each in both if not each.leads)
+            await ask(follower, found, QUERIES)
+            await until(lambda: all(each.policy(found) is not None for each in both))
+            await until(lambda: bool(fetch(store, "SELECT 1 FROM ruvector_proxy.labels LIMIT 1")))
+
+    directory = Path(tempfile.mkdtemp(prefix="ruvector-pooler-"))
+    with pgbouncer(postgres, directory, "transaction") as port:
+        if port is None:
+            pytest.skip("pgbouncer is not installed")
+        run(scenario(f"postgresql://{postgres.user}@127.0.0.1:{port}/{name}"))
+    assert "through a connection pooler" in caplog.text
+    shutil.rmtree(directory)
