@@ -37,7 +37,9 @@ unit: $(DEV) ## unit and property tests, without a database
 
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
-	@$(BIN)/python -m pytest tests/integration tests/differential
+	@$(BIN)/python -m pytest -m 'not alone' -n auto --maxprocesses 4 --dist loadfile tests/integration tests/differential
+	@echo "== integration tests, one at a time"
+	@$(BIN)/python -m pytest -m alone tests/integration
 
 differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: nothing may differ
 	@$(BIN)/python -m tests.differential --count $(or $(COUNT),10000) --seed $(or $(SEED),1)

@@ -24,7 +24,7 @@ from tests.integration.learner_kit import (
 )
 from tests.integration.test_serve import serving, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 QUERIES = clustered(300) + 0.3
 

@@ -28,7 +28,7 @@ from tests.integration.learner_kit import (
     text,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 QUERIES = clustered(300) + 0.3
 TABLE = {"table": "public.items"}

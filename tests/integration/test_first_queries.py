@@ -12,7 +12,7 @@ from bench.embedded import EmbeddedPostgres
 from tests.integration.learner_kit import Vectors, clustered, create_items, text
 from tests.integration.test_serve import serving
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 
 QUERIES = clustered(240, seed=11) + 0.3
 ASK = "SELECT id FROM items ORDER BY embedding <-> %s::vector LIMIT 10"

@@ -18,7 +18,7 @@ from learning.schedule import LabelPlan
 from learning.upstream import Upstream
 from tests.integration.learner_kit import UNFILTERED, clustered, create_items, query, template, text
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 ROWS = 16_000  # so many that an exact search is no rival of a few lists
 TARGET = 0.8  # with overlapping clusters more would need most of the lists

@@ -12,7 +12,7 @@ from bench.embedded import EmbeddedPostgres
 from proxy.interface.signatures import FUNCTIONS
 from tests.integration.interface_kit import Interface, interface
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 CURSORS = [psycopg.ClientCursor, psycopg.Cursor]
 

@@ -13,7 +13,7 @@ from bench.embedded import EmbeddedPostgres
 from proxy.interface.signatures import FUNCTIONS, Access
 from tests.integration.interface_kit import Interface, interface
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
 

@@ -18,7 +18,7 @@ from tests.integration.interface_kit import Interface, interface
 from tests.integration.learner_kit import text
 from tests.integration.test_serve import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(400)]
 
 CURSORS = [psycopg.ClientCursor, psycopg.Cursor]
 

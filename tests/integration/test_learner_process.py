@@ -35,7 +35,7 @@ from tests.integration.learner_kit import (
     template,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 QUERIES = clustered(300) + 0.3
 
