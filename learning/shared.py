@@ -345,7 +345,12 @@ class SharedStore:
             await connection.executemany(
                 f"INSERT INTO {s}.notes (grp, name, body) VALUES ($1, $2, $3) "
                 "ON CONFLICT (grp, name) DO UPDATE SET body = excluded.body",
-                [(group, name, body) for name, body in additions.notes.items()],
+                [(group, name, body) for name, body in additions.notes.items() if body],
+            )
+            await connection.execute(
+                f"DELETE FROM {s}.notes WHERE grp = $1 AND name = ANY ($2::text[])",
+                group,
+                [name for name, body in additions.notes.items() if not body],  # even a name is a trace
             )
             await connection.executemany(
                 f"DELETE FROM {s}.labels WHERE grp = $1 AND template = $2 AND at < $3",
