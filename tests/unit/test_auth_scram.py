@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import stringprep
 from base64 import b64decode, b64encode
 
 import pytest
 import scramp
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.auth.refusal import Refusal
@@ -268,6 +269,8 @@ class TestAgainstScramp:
     @pytest.mark.parametrize("bound", [False, True])
     @given(password=st.text(min_size=1, max_size=20).filter(lambda text: "\0" not in text))
     def test_its_client_is_let_in(self, bound: bool, password: str) -> None:
+        # SASLprep leaves nothing of it: scramp takes nothing, PostgreSQL (pg_saslprep) and we the text as it is.
+        assume(not all(map(stringprep.in_table_b1, password)))
         end_point = END_POINT if bound else None
         channel = ("tls-server-end-point", END_POINT) if bound else None
         names = [name.decode() for name in ((PLUS, PLAIN) if bound else (PLAIN,))]
