@@ -262,12 +262,11 @@ class Caller(Enforcer):
     def _must_read_settings(self, query: VectorQuery) -> bool:
         """Tell whether the server has to be asked what the proxy's own settings are, before this query.
 
-        Not behind other segments, whose outcome is open, and not where the server skips everything: the query
-        then goes by what was known before, and the next one asks.
+        To be asked where they may have changed.  Not behind other segments, whose outcome is open, and not
+        where the server skips everything: the query then goes by what was known before, the next one asks.
         """
         return (
-            self._stale
-            and self._segment_in == self._segment_out
+            self._segment_in == self._segment_out
             and self._replied < ABORTED
             and not (self._disabled or self._blind or self.copy_in or self._copying)
             and self._status != FAILED
