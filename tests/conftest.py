@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import signal
 from collections.abc import Iterator
 
 import psycopg
@@ -20,6 +21,10 @@ from bench.embedded import FAST_SETTINGS, EmbeddedPostgres
 # Machines that run tests are shared: the time of one example proves nothing.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
+
+# A shell that runs something in the background has it ignore SIGINT, and all its children; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PASSWORD_ROLES = {"auth_password": "password", "auth_md5": "md5", "auth_scram": "scram-sha-256"}
 """Role name to the authentication method that the server asks of it; each one's password is its own name."""
