@@ -36,7 +36,15 @@ def psql(port: int, database: str, texts: Sequence[str]) -> list[str]:
     return ["ok" if code == "00000" else code for code in found]
 
 
-def _psycopg(port: int, database: str, texts: Sequence[str], cursors: type[psycopg.Cursor]) -> list[str]:
+def _psycopg(
+    port: int,
+    database: str,
+    texts: Sequence[str],
+    cursors: type[psycopg.Cursor],
+    *,
+    prepare: bool | None = None,
+    binary: bool = False,
+) -> list[str]:
     found = []
     with psycopg.connect(
         host="127.0.0.1",
@@ -48,7 +56,7 @@ def _psycopg(port: int, database: str, texts: Sequence[str], cursors: type[psyco
     ) as connection:
         for text in texts:
             try:
-                cursor = connection.execute(text)
+                cursor = connection.execute(text, prepare=prepare, binary=binary)
                 if cursor.description:
                     cursor.fetchall()
                 found.append("ok")
@@ -66,20 +74,7 @@ def psycopg_extended(port: int, database: str, texts: Sequence[str]) -> list[str
 
 
 def psycopg_prepared(port: int, database: str, texts: Sequence[str]) -> list[str]:
-    found = []
-    with psycopg.connect(
-        host="127.0.0.1", port=port, user="postgres", dbname=database, autocommit=True
-    ) as connection:
-        for text in texts:
-            try:
-                cursor = connection.cursor(binary=True)
-                cursor.execute(text, prepare=True)
-                if cursor.description:
-                    cursor.fetchall()
-                found.append("ok")
-            except psycopg.Error as error:
-                found.append(error.sqlstate or "?")
-    return found
+    return _psycopg(port, database, texts, psycopg.Cursor, prepare=True, binary=True)
 
 
 def with_asyncpg(port: int, database: str, texts: Sequence[str]) -> list[str]:

@@ -59,9 +59,13 @@ class Interface:
 def interface(
     server: EmbeddedPostgres, directory: Path, database: str, more: str = "", target: float = 0.95
 ) -> Iterator[Interface]:
-    """Serve a database with the table ``items``."""
+    """Create a database with the table ``items``, and serve it; dropped in the end."""
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database} STRATEGY file_copy")
     vectors = create_items(server.dsn(database))
     configured = f"[learning]\ntarget_recall = {target}\n{more}"
     with serving(directory, tcp(server), more=configured, dsn=server.uri(database)) as served:
         served.wait_ready()
         yield Interface(server, served, database, vectors)
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {database} WITH (FORCE)")

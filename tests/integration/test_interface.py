@@ -19,18 +19,15 @@ CURSORS = [psycopg.ClientCursor, psycopg.Cursor]
 
 @pytest.fixture(scope="module")
 def learned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interface]:
-    name = "interface"
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
         for role in ("stranger", "reader"):
             connection.execute(f"DROP ROLE IF EXISTS {role}")
             connection.execute(f"CREATE ROLE {role} LOGIN")
-    with interface(postgres, tmp_path_factory.mktemp("interface"), name) as found:
+    with interface(postgres, tmp_path_factory.mktemp("interface"), "interface") as found:
         with found.direct() as connection:
             connection.execute("GRANT SELECT ON items TO reader")
         yield found
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         connection.execute("DROP ROLE stranger, reader")
 
 

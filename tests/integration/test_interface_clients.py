@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from bench.embedded import EmbeddedPostgres
@@ -103,10 +102,7 @@ SELECT ruvector_enable_learning('items')
 
 @pytest.fixture(scope="module")
 def planned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interface]:
-    name = "interface_clients"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
-    with interface(postgres, tmp_path_factory.mktemp("clients"), name) as found:
+    with interface(postgres, tmp_path_factory.mktemp("clients"), "interface_clients") as found:
         with found.direct() as connection:
             connection.execute("CREATE TABLE embeddings AS SELECT * FROM items")
             connection.execute("ALTER TABLE embeddings ADD PRIMARY KEY (id)")
@@ -124,8 +120,6 @@ def planned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
                 "CREATE TABLE saved AS SELECT ruvector_export_patterns('embeddings') AS patterns_json"
             )
         yield found
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))

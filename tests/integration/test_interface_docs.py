@@ -25,14 +25,9 @@ def examples() -> list[str]:
 
 @pytest.fixture(scope="module")
 def learned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interface]:
-    name = "interface_docs"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
-    with interface(postgres, tmp_path_factory.mktemp("docs"), name) as found:
+    with interface(postgres, tmp_path_factory.mktemp("docs"), "interface_docs") as found:
         found.learn()
         yield found
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_the_page_has_examples() -> None:

@@ -25,23 +25,22 @@ CURSORS = [psycopg.ClientCursor, psycopg.Cursor]
 
 @pytest.fixture(scope="module")
 def effects(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interface]:
-    name = "interface_effects"
     roles = ("iface_owner", "iface_curator", "iface_other", "iface_steered")
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy")
         for role in roles:
             connection.execute(f"CREATE ROLE {role} LOGIN")
         connection.execute("CREATE ROLE iface_managers")
         connection.execute("GRANT iface_managers TO iface_curator")
         connection.execute("ALTER ROLE iface_steered SET ruvector.adaptive_search = off")
     options = '[sql]\nmanager = "iface_managers"\nreport_query_id = true\n'
-    with interface(postgres, tmp_path_factory.mktemp("effects"), name, options, target=0.98) as found:
+    with interface(
+        postgres, tmp_path_factory.mktemp("effects"), "interface_effects", options, target=0.98
+    ) as found:
         with found.direct() as connection:
             connection.execute("ALTER TABLE items OWNER TO iface_owner")
             connection.execute("GRANT SELECT ON items TO iface_other, iface_curator, iface_steered")
         yield found
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         connection.execute(f"DROP ROLE {', '.join(roles)}, iface_managers")
 
 
