@@ -23,10 +23,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow, pyte
 
 @pytest.fixture(scope="module")
 def learned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interface]:
-    import psycopg
-
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE dashboard STRATEGY file_copy")
     with interface(postgres, tmp_path_factory.mktemp("proxy"), "dashboard") as running:
         filtered = "SELECT id FROM items WHERE section = %s ORDER BY embedding <-> %s::vector LIMIT 10"
         with running.connect() as connection:
@@ -41,8 +37,6 @@ def learned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
                 )
                 connection.execute(filtered, (1, text(vector)))
         yield running
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute("DROP DATABASE dashboard WITH (FORCE)")
 
 
 def overview(running: Interface) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_index_built_later_is_noticed(
             with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
                 connection.execute("CREATE INDEX ON items USING hnsw (embedding vector_l2_ops)")
             async with asyncio.timeout(90):
-                while worker.snapshots[-1].templates[found.key].trust is not Trust.STATIC:
+                while worker.snapshots[-1].templates[found.key].trust is Trust.OBSERVE:
                     await worker.announce(found, [query(found, vector) for vector in QUERIES[:50]])
                     with contextlib.suppress(TimeoutError):
                         await worker.snapshot(1.0)

@@ -122,7 +122,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 def trusted(each: Replica, found: Template) -> bool:
     policy = each.policy(found)
-    return policy is not None and policy.trust is Trust.STATIC
+    return policy is not None and policy.trust is not Trust.OBSERVE
 
 
 def fetch(store: str, sql: str) -> list[tuple[Any, ...]]:
