@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-replicas bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-sql bench-replicas bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -72,6 +72,9 @@ bench-replay: $(DEV) ## policies on recorded recall curves; the first run record
 
 bench-drift: $(DEV) ## the table grows, the index is rebuilt, the queries change: recall meanwhile (about ten minutes)
 	@$(BIN)/python -m bench.drift
+
+bench-sql: $(DEV) ## what the SQL interface costs statements that use none of it, measured and counted (15 minutes)
+	@$(BIN)/python -m bench.sql_interface
 
 bench-replicas: $(DEV) ## three replicas on one store: as good as one, leader killed, server restarted (20 minutes)
 	@$(BIN)/python -m bench.replicas
