@@ -57,8 +57,8 @@ screenshots: $(DEV) ## the pictures in docs/dashboard.md, from a live run in hea
 fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
-bench-proxy: $(DEV) ## what the hop costs: pgbench direct, through pgbouncer and through the proxy
-	@$(BIN)/python -m bench.relay
+bench-proxy: $(DEV) ## what the hop costs, beside direct and pgbouncer (20 minutes; QUICK=1, ONLY=..., DOCS=1)
+	@$(BIN)/python -m bench.relay $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DOCS),--docs)
 
 bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which query, at what price
 	@$(BIN)/python -m bench.index_choice

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,17 @@ from bench.embedded import EmbeddedPostgres, free_port
 PoolMode = Literal["session", "transaction", "statement"]
 
 
+@dataclass(frozen=True)
+class Pooler:
+    """A running pgbouncer."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
-def pgbouncer(server: EmbeddedPostgres, directory: Path, mode: PoolMode) -> Iterator[int | None]:
-    """Run pgbouncer before `server`, with its files in `directory`; yield its port, or None without it."""
+def pgbouncer(server: EmbeddedPostgres, directory: Path, mode: PoolMode) -> Iterator[Pooler | None]:
+    """Run pgbouncer before `server`, with its files in `directory`; yield it, or None where there is none."""
     program = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
     if program is None:
         yield None
@@ -41,7 +50,7 @@ def pgbouncer(server: EmbeddedPostgres, directory: Path, mode: PoolMode) -> Iter
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             wait_for_port(port)
-            yield port
+            yield Pooler(port, process.pid)
         finally:
             process.terminate()
 

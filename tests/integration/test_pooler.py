@@ -26,10 +26,10 @@ def pooled(postgres: EmbeddedPostgres, items: str) -> Iterator[Proxy]:
     """Return a proxy before pgbouncer in transaction mode."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ruvector-pooler-")))
-        port = stack.enter_context(pgbouncer(postgres, directory, "transaction"))
-        if port is None:
+        pooler = stack.enter_context(pgbouncer(postgres, directory, "transaction"))
+        if pooler is None:
             pytest.skip("pgbouncer is not installed")
-        yield stack.enter_context(Proxy("127.0.0.1", port, SETTINGS))
+        yield stack.enter_context(Proxy("127.0.0.1", pooler.port, SETTINGS))
 
 
 @pytest.fixture

@@ -520,9 +520,9 @@ def test_a_pooler_in_transaction_mode_costs_the_notification_and_nothing_else(
             await until(lambda: bool(fetch(store, "SELECT 1 FROM ruvector_proxy.labels LIMIT 1")))
 
     directory = Path(tempfile.mkdtemp(prefix="ruvector-pooler-"))
-    with pgbouncer(postgres, directory, "transaction") as port:
-        if port is None:
+    with pgbouncer(postgres, directory, "transaction") as pooler:
+        if pooler is None:
             pytest.skip("pgbouncer is not installed")
-        run(scenario(f"postgresql://{postgres.user}@127.0.0.1:{port}/{name}"))
+        run(scenario(f"postgresql://{postgres.user}@127.0.0.1:{pooler.port}/{name}"))
     assert "through a connection pooler" in caplog.text
     shutil.rmtree(directory)
