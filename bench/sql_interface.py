@@ -44,7 +44,7 @@ from rich.table import Table
 
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres, free_port
 from bench.pooler import wait_for_port
-from bench.relay import TPS
+from bench.relay.ordinary import TPS
 from proxy.interface.options import Interface
 from proxy.session.adaptation import Adapter
 from proxy.session.counters import Counters

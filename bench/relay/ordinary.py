@@ -28,7 +28,7 @@ CLIENTS = (1, 8, 32, 100)
 SHARE = 0.25
 """Of one core, for each process of a hop, where two workers are compared with one."""
 
-_TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
+TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 _SAMPLE = 20_000  # latencies a run, about
 
 
@@ -49,7 +49,7 @@ def measure(
         before = way.cpu()
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=directory)
         spent = way.cpu() - before
-        found = _TPS.search(done.stdout)
+        found = TPS.search(done.stdout)
         if found is None:  # the time was over before all had connected
             return measure(server, way, mode, clients, 2 * seconds, sampled)
         lines = "".join(path.read_text() for path in Path(directory).glob("log*")).splitlines()

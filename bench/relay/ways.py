@@ -6,7 +6,6 @@ pgbouncer, or the proxy's workers.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from bench.embedded import free_port
 from bench.guard import Guard
 from bench.pooler import wait_for_port
 
-_TICK = os.sysconf("SC_CLK_TCK")
 _START_SECONDS = 60.0
 
 
@@ -43,12 +41,9 @@ class Way:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return user and system time of a process, in seconds; to a nanosecond where the kernel tells."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) * 1e-9
-    except (OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
+    """Return what all threads of a process have spent on a processor, in seconds."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) * 1e-9
 
 
 def unique_memory(pid: int) -> int:
