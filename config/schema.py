@@ -679,7 +679,7 @@ class Sql(Section):
 
 
 class Limits(Section):
-    """How long to wait."""
+    """How long to wait, and how many clients may take how much."""
 
     connect_timeout: float = option(
         10.0,
@@ -692,12 +692,12 @@ class Limits(Section):
     )
     authentication_timeout: float = option(
         60.0,
-        'Time in which a new client has to send its start-up packet and, where auth.mode is "scram", to '
-        "log in.",
+        "Time in which a new client has to send its start-up packet, to be authenticated (whoever does that) "
+        "and to hear from the server that its session begins.",
         unit="seconds",
         downside=(
-            "Too short fails for people who type passwords; too long lets silent connections hold their "
-            "place."
+            "Too short fails for people who type passwords and while the server is busy; too long lets "
+            "silent connections hold their place."
         ),
         gt=0.0,
     )
@@ -711,6 +711,87 @@ class Limits(Section):
             "than this."
         ),
         ge=0.0,
+    )
+    max_connections: int = option(
+        0,
+        "Clients that are served at the same time, by all workers together; 0: as many as the limit of open "
+        "files allows (ulimit -n, which the proxy raises to its hard limit).",
+        unit="connections",
+        downside=(
+            "Each takes one connection of the server: beyond the server's own max_connections clients get "
+            "its error instead. Too low refuses clients (53300) that the server would have taken."
+        ),
+        ge=0,
+    )
+    max_connections_per_user: int = option(
+        0,
+        "The same for clients of one user; 0: no limit. The name is the one in the start-up packet.",
+        unit="connections",
+        downside=(
+            "Who can reach the proxy can take a user's places until limits.authentication_timeout is over, "
+            "without knowing the password."
+        ),
+        ge=0,
+    )
+    max_connections_per_database: int = option(
+        0,
+        "The same for clients of one database; 0: no limit.",
+        unit="connections",
+        downside="As for limits.max_connections_per_user.",
+        ge=0,
+    )
+    max_logins: int = option(
+        1_000,
+        "Connections of one worker that have not yet sent their start-up packet; beyond it the one that has "
+        "been silent for longest is closed. A quarter of the open files at most.",
+        unit="connections",
+        downside="Too few lets slow clients be crowded out where many connect at the same moment.",
+        ge=1,
+    )
+    max_message: float = option(
+        1_074.0,
+        "Longest message of a client after its login; one that is longer ends its connection (54000). The "
+        "server itself takes 1 GiB at most. During the login it is always 64 KB.",
+        unit="MB",
+        downside="Too short refuses statements, parameters and COPY rows that the server would have taken.",
+        ge=0.1,
+        le=1_100.0,
+    )
+    max_memory: float = option(
+        0.0,
+        "Memory of one worker above which it takes no new clients (53200) until it has shrunk; 0: no limit. "
+        "Looked at every second.",
+        unit="MB",
+        downside=(
+            "A client takes up to 1.5 MB where its messages are large or its reading slow: too little "
+            "refuses clients that would have fitted. Connections that are open are never ended for it."
+        ),
+        ge=0.0,
+    )
+    keepalive_idle: int = option(
+        60,
+        "Silence on a TCP connection, to a client or to the server, after which the proxy asks whether the "
+        "other side is still there; 0: never.",
+        unit="seconds",
+        downside="Short costs a packet now and then; long lets a vanished client keep its locks for so long.",
+        ge=0,
+        le=32_767,
+    )
+    keepalive_interval: int = option(
+        10,
+        "Time between such questions while they are not answered.",
+        unit="seconds",
+        downside="Short gives up on a network that was away for a moment.",
+        ge=1,
+        le=32_767,
+    )
+    keepalive_count: int = option(
+        6,
+        "Unanswered questions after which the other side counts as gone.",
+        unit="packets",
+        downside="As for limits.keepalive_interval.",
+        ge=1,
+        le=127,
     )
 
 

@@ -48,6 +48,9 @@ class Task(msgspec.Struct, frozen=True):
     sockets: tuple[int, ...] = ()  # inherited file descriptors of listening sockets
     learner_socket: str | None = None  # path of the unix socket on which the learner listens
     patience: float = 10.0  # seconds between a request to stop and the hard end
+    places: str | None = None  # of a worker: file of `proxy.net.places`
+    number: int = 0  # of this worker, from 0 ...
+    workers: int = 1  # ... among so many
 
 
 class Reload(msgspec.Struct, frozen=True, tag=True):
@@ -83,6 +86,7 @@ def worker() -> int:
 
     async def run(task: Task, config: Config, orders: Orders) -> None:
         from proxy.admin.metrics import WorkerMetrics
+        from proxy.net.places import Places
         from proxy.net.worker import run as serve
 
         sockets = [socket.socket(fileno=fd) for fd in task.sockets]
@@ -96,6 +100,7 @@ def worker() -> int:
             metrics=metrics,
             stop=orders.stop,
             reload=orders.reload,
+            places=Places.shared(Path(task.places), task.number, task.workers) if task.places else None,
         )
 
     return _main(run, uvloop.run)

@@ -44,7 +44,9 @@ from proxy.admin import server
 from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
 from proxy.children import READY, Message, Reload, Task
+from proxy.net.admission import open_files, too_few_files
 from proxy.net.listening import UnixListener
+from proxy.net.places import Places
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
 from proxy.version import version
 
@@ -311,6 +313,9 @@ class Supervisor:
         """
         listen = self._config.listen
         allow_many_files()
+        shortage = too_few_files(self._config.limits, open_files())
+        if shortage:
+            logger.warning("%s", shortage)
         sockets = bind(listen.host, listen.port, self._config.workers.resolved)
         with (
             tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name,
@@ -389,8 +394,14 @@ class Supervisor:
         config = self._config.to_json()
         learner_socket = str(directory / LEARNER_SOCKET) if self._learning else None
 
+        places = directory / "places"
+        Places.prepare(places, len(sockets))
+        counted = Places.shared(places, 0, len(sockets))
+
         def start(kind: str, task: Task) -> Child:
             def on_exit(pid: int) -> None:
+                if kind == "worker":
+                    counted.clear(task.number)
                 self._metrics.exits.labels(kind).inc()
                 mark_process_dead(pid, str(directory / "metrics"))  # type: ignore[no-untyped-call]
 
@@ -405,7 +416,16 @@ class Supervisor:
         for number, listening in enumerate(sockets, 1):
             shared = [local.socket] if local else []
             numbers = tuple(each.fileno() for each in [*listening, *shared])
-            task = Task(f"worker {number}", config, numbers, learner_socket, patience)
+            task = Task(
+                f"worker {number}",
+                config,
+                numbers,
+                learner_socket,
+                patience,
+                places=str(places),
+                number=number - 1,
+                workers=len(sockets),
+            )
             self._workers.append(start("worker", task))
 
     def _log_start(

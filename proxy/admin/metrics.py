@@ -94,6 +94,12 @@ class WorkerMetrics:
             "connections_refused",
             "Client connections refused: server unreachable, or not the PostgreSQL protocol.",
         )
+        self._limits_hit = counter(
+            "limit_hits",
+            "Clients that met a limit: connections, user, database, logins (the oldest silent connection was "
+            "closed), files, memory, message.",
+            "limit",
+        )
         self._logins_failed = counter(
             "logins_failed",
             'Logins that failed, by cause; "server": the server refused one that was relayed to it.',
@@ -154,6 +160,8 @@ class WorkerMetrics:
         ):
             metric.inc(getattr(now, name) - getattr(before, name))
             setattr(before, name, getattr(now, name))
+        for limit, count in _gained(now.limits_hit, before.limits_hit):
+            self._limits_hit.labels(limit).inc(count)
         for cause, count in _gained(now.logins_failed, before.logins_failed):
             self._logins_failed.labels(cause).inc(count)
         for table, count in _gained(now.recognised, before.recognised):

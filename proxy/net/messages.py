@@ -83,3 +83,62 @@ def certificate_of_another(user: bytes) -> bytes:
         f'certificate authentication failed for user "{user.decode(errors="replace")}"',
         "The common name (CN) of the client certificate has to be the name of the user.",
     )
+
+
+def too_many_clients(most: int) -> bytes:
+    """All places are taken."""
+    return _fatal(
+        b"53300",
+        "sorry, too many clients already",
+        f"limits.max_connections is {most}. Use a pool in the application, or raise it.",
+    )
+
+
+def too_many_of_user(user: bytes, most: int) -> bytes:
+    """All places of one user are taken."""
+    return _fatal(
+        b"53300",
+        f'too many connections for role "{user.decode(errors="replace")}"',
+        f"limits.max_connections_per_user is {most}.",
+    )
+
+
+def too_many_to_database(database: bytes, most: int) -> bytes:
+    """All places of one database are taken."""
+    return _fatal(
+        b"53300",
+        f'too many connections for database "{database.decode(errors="replace")}"',
+        f"limits.max_connections_per_database is {most}.",
+    )
+
+
+def out_of_files(files: int, most: int) -> bytes:
+    """The operating system does not let this process have more connections."""
+    return _fatal(
+        b"53300",
+        f"sorry, too many clients already: {files} open files (ulimit -n) are enough for {most}",
+        "Raise that limit (LimitNOFILE= in systemd, --ulimit nofile= in Docker), or workers.count.",
+    )
+
+
+def out_of_memory(megabytes: float) -> bytes:
+    """The worker has grown beyond what it may have."""
+    return _fatal(
+        b"53200",
+        f"no new clients while this worker takes more than {megabytes:g} MB of memory",
+        "limits.max_memory says how much it may take. Connect again later.",
+    )
+
+
+def message_too_long(reason: str) -> bytes:
+    """A message is longer than limits.max_message."""
+    return _fatal(b"54000", reason, "limits.max_message says how long it may be.")
+
+
+def silent_server(name: str, seconds: float) -> bytes:
+    """The server may have accepted the connection, and says nothing."""
+    return _fatal(
+        b"57P03",
+        f"the upstream server at {name} did not answer within {seconds:g} s",
+        "Is the server overloaded, or stopped? limits.authentication_timeout says how long a login may take.",
+    )

@@ -26,23 +26,25 @@ import logging
 from collections.abc import Callable
 from typing import Final, cast
 
+from config.schema import Limits
 from proxy.auth.frontend import MAX_MESSAGE as MAX_FROM_CLIENT
 from proxy.auth.frontend import Credentials
 from proxy.auth.refusal import Cause, Refusal, timeout
 from proxy.auth.relayed import RelayedAuthentication
 from proxy.interface.questions import Question
 from proxy.net import messages
+from proxy.net.admission import Gate, Place
 from proxy.net.arrival import Arrival
 from proxy.net.authentication import Authenticator, Inbox
 from proxy.net.client_tls import PLAIN, ClientTLS
 from proxy.net.consultation import Consultation
 from proxy.net.farewell import Farewells, close_soon
 from proxy.net.preamble import Request
-from proxy.net.server_side import HIGH_WATER, UpstreamConnection, tune
+from proxy.net.server_side import HIGH_WATER, UpstreamConnection
 from proxy.net.upstream import Upstream, UpstreamTLSError
 from proxy.session.adaptation import Adapter
 from proxy.session.frontend import Session
-from proxy.wire.errors import ProtocolViolation
+from proxy.wire.errors import MessageTooLong, ProtocolViolation
 from proxy.wire.startup import CancelRequest, StartupMessage
 
 log = logging.getLogger(__name__)
@@ -79,10 +81,11 @@ class ClientConnection(asyncio.Protocol):
         "_inbox",
         "_limit",
         "_on_close",
+        "_place",
         "_task",
-        "_timeout",
         "_upstream_at",
         "authentication",
+        "gate",
         "session",
         "state",
         "transport",
@@ -98,12 +101,16 @@ class ClientConnection(asyncio.Protocol):
         *,
         client_tls: ClientTLS = PLAIN,
         authenticator: Authenticator | None = None,
-        authentication_timeout: float = 60.0,
+        gate: Gate | None = None,
     ) -> None:
-        """Serve one client; without an `authenticator` its authentication is relayed (times in seconds)."""
+        """Serve one client; without an `authenticator` its authentication is relayed.
+
+        `gate` holds the limits of the worker; None: the defaults.
+        """
+        self.gate = gate if gate is not None else Gate(Limits(), adapter.counters)
+        self._place: Place | None = None  # among the clients that are served
         self._adapter = adapter
         self._authenticator = authenticator
-        self._timeout = authentication_timeout
         self._upstream_at = upstream_at
         self._on_close = on_close
         self._farewells = farewells
@@ -127,10 +134,13 @@ class ClientConnection(asyncio.Protocol):
         """Accept a client."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        tune(self.transport)
+        self.gate.tune(self.transport.get_extra_info("socket"))
         self._adapter.counters.connections_opened += 1
-        self._limit = asyncio.get_running_loop().call_later(self._timeout, self._timed_out)
+        self._limit = asyncio.get_running_loop().call_later(
+            self.gate.limits.authentication_timeout, self._timed_out
+        )
         self._arrival = Arrival(self._client_tls, self, self.transport, self._encryption_failed)
+        self.gate.arrived(self)
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the client's on."""
@@ -142,6 +152,9 @@ class ClientConnection(asyncio.Protocol):
                 if self.authentication is not None:
                     data = self.authentication.from_client(data)
                 out = self.session.from_client(data)
+            except MessageTooLong as violation:
+                self._refuse_message(str(violation))
+                return
             except ProtocolViolation as violation:
                 self._refuse_client(str(violation))
                 return
@@ -288,6 +301,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         """The client has said what it wants: a session, or something cancelled."""
         assert self.transport is not None
+        self.gate.spoke(self)
         message = request.message
         if not isinstance(message, CancelRequest):
             user = message.get(b"user") if message is not None else None
@@ -299,11 +313,17 @@ class ClientConnection(asyncio.Protocol):
         if message is None and self._authenticator is not None:
             self._refuse_client("the start-up packet is malformed or of an unsupported protocol version")
             return
+        if isinstance(message, CancelRequest):
+            self._stop_clock()  # limits.connect_timeout holds
+        else:
+            place = self._admitted(message)
+            if not isinstance(place, Place):
+                self._end(place)
+                return
+            self._place = place
         self._buffer = self._arrival.rest()
         self.state = State.CONNECTING
         self.transport.pause_reading()
-        if self._authenticator is None or isinstance(message, CancelRequest):
-            self._stop_clock()  # from here on the server's own limits hold
         loop = asyncio.get_running_loop()
         if isinstance(message, CancelRequest):
             task = loop.create_task(self._cancel(request.packet))
@@ -311,6 +331,12 @@ class ClientConnection(asyncio.Protocol):
             task.add_done_callback(_CANCELS.discard)
         else:
             self._task = loop.create_task(self._connect(request.packet, message))
+
+    def _admitted(self, startup: StartupMessage | None) -> Place | bytes:
+        """Return the client's place, or the error where there is none."""
+        if startup is None:
+            return self.gate.admit(b"", b"")
+        return self.gate.admit(startup.get(b"user") or b"", startup.get(b"database") or b"")
 
     async def _connect(self, packet: bytes, startup: StartupMessage | None) -> None:
         """Make the session: authenticate if that is the proxy's task, connect upstream; then relay.
@@ -381,7 +407,8 @@ class ClientConnection(asyncio.Protocol):
         self.session = Session(self._adapter, parameters, raw=raw)
         self.state = State.RELAYING
         self._task = None
-        self._stop_clock()
+        if raw:
+            self._stop_clock()  # whether its login is over cannot be seen
         if self._authenticator is None and upstream.is_encrypted:
             self.authentication = RelayedAuthentication(client_tls=self._arrival.is_encrypted)
         held, self._buffer = self._buffer, b""
@@ -407,11 +434,21 @@ class ClientConnection(asyncio.Protocol):
 
     def _timed_out(self) -> None:
         """The client has not logged in in time; one that has not said anything gets no answer either."""
+        session = self.session
+        if session is not None and session.started:
+            return
         if self.state is State.STARTUP:
             self._adapter.counters.connections_refused += 1
             self.close()
+        elif self.state is State.CONNECTING or (session is not None and not session.greeted):
+            self._adapter.counters.connections_refused += 1
+            self._end(messages.silent_server(self.upstream_name, self.gate.limits.authentication_timeout))
         elif self.state is not State.CLOSED:
             self._refuse_login(timeout())
+
+    def crowded_out(self) -> None:
+        """Too many connections have not said yet what they want, and this one has been silent for longest."""
+        self.close()
 
     def _stop_clock(self) -> None:
         if self._limit is not None:
@@ -428,6 +465,10 @@ class ClientConnection(asyncio.Protocol):
             refused,
         )
         self._end(refused.response.encode())
+
+    def _refuse_message(self, reason: str) -> None:
+        self.gate.hit_message()
+        self._end(messages.message_too_long(reason))
 
     def _refuse_client(self, reason: str) -> None:
         self._adapter.counters.connections_refused += 1
@@ -473,6 +514,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self.state = State.CLOSED
         self._stop_clock()
+        self.gate.spoke(self)
+        if self._place is not None:
+            self._place.leave()
         self._give_up()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
@@ -482,8 +526,10 @@ class ClientConnection(asyncio.Protocol):
             close_soon(self.upstream.transport)
         if self.session is None or self.session.terminated or self._eof:
             close_soon(self.transport)  # the client sends no more, or nothing that was worth an answer
-        else:
+        elif len(self._farewells) < self.gate.farewells:
             self._farewells.close_gently(self.transport)
+        else:
+            close_soon(self.transport)
         self._adapter.counters.connections_closed += 1
         self._on_close(self)
 

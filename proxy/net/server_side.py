@@ -26,17 +26,6 @@ log = logging.getLogger(__name__)
 HIGH_WATER: Final = 256 * 1024  # bytes in a transport's write buffer at which the other side stops reading
 
 
-def tune(transport: asyncio.Transport) -> None:
-    """Find out about peers that vanish without a word, and let no small message wait for an acknowledgement.
-
-    asyncio does the latter only for sockets that name their protocol, and uvloop always.
-    """
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 class UpstreamConnection(asyncio.Protocol):
     """The server's side.  `inbox` holds what it says until the session takes over."""
 
@@ -53,7 +42,7 @@ class UpstreamConnection(asyncio.Protocol):
         """The server has accepted."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        tune(self.transport)
+        self.client.gate.tune(self.transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes of the server's on."""

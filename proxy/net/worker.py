@@ -19,10 +19,12 @@ from config.schema import Config
 from proxy.auth.lookup import lasting_secret
 from proxy.interface.options import Interface
 from proxy.net import certificates
+from proxy.net.admission import Gate
 from proxy.net.authentication import Authenticator
 from proxy.net.client_tls import ClientTLS
 from proxy.net.farewell import Farewells
 from proxy.net.learner_link import LearnerLink
+from proxy.net.places import Places
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter
@@ -45,8 +47,12 @@ async def run(
     metrics: WorkerMetrics,
     stop: asyncio.Event,
     reload: asyncio.Event | None = None,
+    places: Places | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time."""
+    """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time.
+
+    `places`: where the limits on connections are counted; None: this is the only worker.
+    """
     _calm_garbage_collector()
     sys.setswitchinterval(_SWITCH_SECONDS)
     interface = Interface(
@@ -59,13 +65,15 @@ async def run(
     )
     adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=interface)
     adapter.observe = metrics.observe
+    adapter.longest_message = int(config.limits.max_message * 1e6)
     upstream = Upstream.create(config.upstream, config.limits.connect_timeout)
     for_clients = certificates.for_clients(config.listen)
     keepers = [keeper for keeper in (for_clients, upstream.keeper) if keeper is not None]
     client_tls = ClientTLS(config.listen, for_clients)
     connections: set[ClientConnection] = set()
     farewells = Farewells()
-    tasks = [asyncio.create_task(_flush(metrics))]
+    gate = Gate(config.limits, metrics.counters, places)
+    tasks = [asyncio.create_task(_flush(metrics, gate))]
     if keepers:
         tasks.append(asyncio.create_task(certificates.watch(keepers, reload or asyncio.Event())))
     if learner_socket is not None:
@@ -84,7 +92,7 @@ async def run(
             farewells,
             client_tls=client_tls,
             authenticator=authenticator,
-            authentication_timeout=config.limits.authentication_timeout,
+            gate=gate,
         )
         connections.add(connection)
         return connection
@@ -145,7 +153,8 @@ async def _drain(connections: set[ClientConnection], timeout: float) -> None:
         await asyncio.sleep(_DRAIN_STEP_SECONDS)
 
 
-async def _flush(metrics: WorkerMetrics) -> None:
+async def _flush(metrics: WorkerMetrics, gate: Gate) -> None:
     while True:
         await asyncio.sleep(_METRICS_SECONDS)
         metrics.flush()
+        gate.look_at_memory()

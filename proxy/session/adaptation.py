@@ -30,6 +30,7 @@ from proxy.session.counters import Counters
 from proxy.session.injection import valid_settings
 from proxy.sql import Recogniser, Scope, Statement, VectorQuery
 from proxy.sql.vectors import decode_limit, decode_vector
+from proxy.wire import framing
 
 AS_IS: Final = Arm(name="as is", settings=(), kind="as-is")
 _UNKNOWN: Final = Choice(arm=AS_IS, trust=Trust.OBSERVE, expected_recall=None, reason="no policy yet")
@@ -176,6 +177,7 @@ class Adapter:
             rewrite=Rewriter(self.interface.defaults) if on else None,
             without_clause=without_clause if on else None,
         )
+        self.longest_message = framing.MAX_LENGTH + 1  # bytes that a client may send in one, header included
         self.accepted: set[Settings] = set()  # by the server, once at least
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))

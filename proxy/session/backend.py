@@ -80,6 +80,7 @@ class BackendStream:
         "adapter",
         "copy_in",
         "fatal",
+        "greeted",
         "resend",
         "search_path",
         "standard_strings",
@@ -90,6 +91,7 @@ class BackendStream:
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.started = False  # the first ReadyForQuery has come
+        self.greeted = False  # the server has said something about the login
         self.fatal = False  # the server has said why it closes
         self.copy_in = False
         self.search_path: str | None = None  # as the server reports it (PostgreSQL 18 and later)
@@ -378,6 +380,8 @@ class BackendStream:
             self._copy_in_begins()
         elif tag == framing.COPY_BOTH_RESPONSE:
             self._raw = True
+        elif tag == framing.AUTHENTICATION:
+            self.greeted = True
         return True
 
     def _copy_in_begins(self) -> None:

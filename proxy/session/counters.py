@@ -16,6 +16,7 @@ class Counters:
     connections_opened: int = 0
     connections_closed: int = 0
     connections_refused: int = 0  # upstream unreachable, startup garbage
+    limits_hit: Counter[str] = field(default_factory=Counter)  # by limit, see proxy.net.admission
     logins_failed: Counter[str] = field(default_factory=Counter)  # by cause
     statements: int = 0  # Query messages and Executes
     recognised: Counter[str] = field(default_factory=Counter)  # by table

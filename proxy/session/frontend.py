@@ -26,11 +26,11 @@ from proxy.session.enforcement import UNKNOWN
 from proxy.session.replies import ABORTED, Mark, Purpose, Segment
 from proxy.sql import Scope, Statement, TransactionVerb
 from proxy.wire import framing
-from proxy.wire.errors import ProtocolViolation, Sender
+from proxy.wire.errors import MessageTooLong, ProtocolViolation, Sender
 
 _LENGTH: Final = Struct("!I").unpack_from
 _HOLD: Final = 1 << 20  # bytes; a longer message is streamed through and not looked at
-_LONGEST: Final = framing.MAX_LENGTH + 1
+_LONGEST_IN_LOGIN: Final = 1 << 16  # bytes; a GSSAPI token may have 65,535, a SCRAM message a few hundred
 _MAX_NAMES: Final = 10_000  # statements and portals remembered per session
 _OVERSIZE: Final = Statement(count=1, controls_transaction=True)
 """A text too long to be looked at: taken for one that may control transactions, but not for a SET."""
@@ -51,6 +51,7 @@ class Session(Caller):
     __slots__ = (
         "_client_skip",
         "_impatient",
+        "_longest",
         "_named_in",
         "_portals",
         "_replaced",
@@ -75,6 +76,7 @@ class Session(Caller):
         self._replaced: bytes | None = None  # what is sent instead of the Parse that is being looked at
         self._client_skip = 0
         self._client_tail = b""
+        self._longest = min(_LONGEST_IN_LOGIN, adapter.longest_message)  # what needs no second look
 
     # -- the stream --------------------------------------------------------------------------------
 
@@ -108,8 +110,8 @@ class Session(Caller):
         while size - position >= 5:
             tag = data[position]
             end = position + 1 + _LENGTH(data, position + 1)[0]
-            if not 5 <= end - position <= _LONGEST:
-                framing.cut(data, position, Sender.FRONTEND)  # raises, with the words for it
+            if not 5 <= end - position <= self._longest:
+                self._check_length(data, position, end)
             inserted: bytes | None = None
             if tag == framing.BIND:
                 if self._statements or self._portals or self._in_force:
@@ -205,6 +207,17 @@ class Session(Caller):
             return data if position == size else data[:position]
         out.append(data[start:position])
         return b"".join(out)
+
+    def _check_length(self, data: bytes, position: int, end: int) -> None:
+        """Look at a message that is longer than what needs no look, or shorter than a header."""
+        framing.cut(data, position, Sender.FRONTEND)  # raises where the header is impossible
+        length, most = end - position, self.adapter.longest_message
+        if self.started:
+            self._longest = most
+        elif data[position] == framing.PASSWORD and length > _LONGEST_IN_LOGIN:
+            raise ProtocolViolation("a login message that is too long", sender=Sender.FRONTEND)
+        if length > most:
+            raise MessageTooLong(f"a message of {length} bytes, {most} are allowed", sender=Sender.FRONTEND)
 
     def release(self) -> bytes:
         """Return a Bind that has been kept for long enough: its query is left alone."""

@@ -41,3 +41,9 @@ class ProtocolViolation(Exception):  # noqa: N818 - the protocol's own term
 
 class FramingViolation(ProtocolViolation):
     """A header is impossible, so nobody knows where the next message begins: close both sides."""
+
+
+class MessageTooLong(ProtocolViolation):
+    """A message is longer than the receiver takes: sound, but too much."""
+
+    sqlstate = b"54000"

@@ -10,14 +10,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from config.schema import Auth, Listen
+from config.schema import Auth, Limits, Listen
 from config.schema import Upstream as UpstreamOptions
 from learning.optimizer import SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust
+from proxy.net.admission import Gate
 from proxy.net.authentication import Authenticator
 from proxy.net.certificates import for_clients
 from proxy.net.client_tls import ClientTLS
 from proxy.net.farewell import Farewells
+from proxy.net.places import Places
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
 from proxy.session.adaptation import Adapter, Execution
@@ -73,6 +75,9 @@ class Proxy:
         listen_port: int = 0,
         auth: Auth | None = None,
         authentication_timeout: float = 30.0,
+        limits: Limits | None = None,
+        places: Places | None = None,
+        files: int | None = None,
     ) -> None:
         self.counters = Counters()
         self.trajectories: list[Trajectory] = []
@@ -85,7 +90,9 @@ class Proxy:
         self._adapter_type = adapter
         self._listen_port = listen_port
         self._auth = auth or Auth()
-        self._authentication_timeout = authentication_timeout
+        self._limits = limits or Limits(authentication_timeout=authentication_timeout)
+        self._places = places
+        self._files = files
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self.host = "127.0.0.1"
@@ -130,6 +137,9 @@ class Proxy:
             authenticator = Authenticator.create(self._auth, SECRET)
             watching = asyncio.create_task(authenticator.watch())
 
+        gate = self.gate = Gate(self._limits, self.counters, self._places, files=self._files)
+        self.adapter.longest_message = int(self._limits.max_message * 1e6)
+
         def accept() -> ClientConnection:
             connection = ClientConnection(
                 self.adapter,
@@ -138,7 +148,7 @@ class Proxy:
                 self.farewells,
                 client_tls=self._client_tls,
                 authenticator=authenticator,
-                authentication_timeout=self._authentication_timeout,
+                gate=gate,
             )
             self.connections.add(connection)
             return connection

@@ -23,6 +23,7 @@ STABLE = {
     "ruvector_connections_refused",
     "ruvector_injection_errors",
     "ruvector_learner_connected",
+    "ruvector_limit_hits",
     "ruvector_logins_failed",
     "ruvector_policy_version",
     "ruvector_proxy_overhead_seconds",
