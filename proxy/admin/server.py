@@ -13,7 +13,9 @@ Nothing here changes anything.  `proxy.admin.guard` says who may ask.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ MAX_QUESTION = 1 << 19
 
 Readiness = Callable[[], Awaitable[list[str]]]
 """Returns the reasons for which clients cannot be served; none: ready."""
+
+_ATTEMPTS = 20
+_PAUSE = 0.05  # seconds
 
 PAGE = Path(__file__).with_name("dashboard.html")
 
@@ -63,6 +68,16 @@ async def start(options: Admin, registry: CollectorRegistry, readiness: Readines
     return AdminServer((bound[0], bound[1]), runner)
 
 
+async def _exposition(registry: CollectorRegistry) -> bytes:
+    """Return the metrics; a child that begins makes its files a moment before there is anything in them."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return generate_latest(registry)
+        except struct.error:
+            await asyncio.sleep(_PAUSE)
+    return generate_latest(registry)
+
+
 def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list[web.RouteDef]:
     learner = LearnerOverview(ask)
 
@@ -81,7 +96,7 @@ def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list
 
     async def metrics(_: web.Request) -> web.Response:
         await readiness()  # so that ruvector_upstream_up is as of now
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=await _exposition(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -6,10 +6,12 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.multiprocess import MultiProcessCollector
 from pydantic import SecretStr
 
 from config.schema import Admin
@@ -188,3 +190,15 @@ def test_nothing_else_can_be_posted() -> None:
 def test_no_page_of_another_origin_can_post_a_question() -> None:
     headers = {"Origin": "http://evil.example"}
     assert asyncio.run(ask("/ask", method="POST", body=b"{}", headers=headers))[0] == 403
+
+
+def test_metrics_wait_for_a_child_that_is_making_its_files(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    (tmp_path / "counter_1.db").touch()
+
+    async def scrape() -> bytes:
+        asyncio.get_running_loop().call_later(0.1, (tmp_path / "counter_1.db").unlink)
+        return await server._exposition(registry)
+
+    assert asyncio.run(scrape()) == b""
