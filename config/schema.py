@@ -402,6 +402,13 @@ class Learning(Section):
         "Whether anything is recorded, measured and adapted at all.",
         downside="Switched off, every query runs as it came.",
     )
+    relay_only: bool = option(
+        False,
+        "Whether the proxy is a pure relay: nothing is recognised, put in force, recorded or measured. A "
+        "running proxy is switched by SIGUSR1 and SIGUSR2, POST /relay-only and ruvector_relay_only() "
+        "(docs/security.md); set here, they cannot switch it back.",
+        downside="Queries run as they came; what was learned is kept.",
+    )
     target_recall: float = option(
         0.98,
         "Recall that is to be kept: the mean share of the true nearest rows that a query returns.",

@@ -116,6 +116,7 @@ class Measuring:
         self.audit = Audit()
         self.news = News()
         self.active = True  # False: another replica measures
+        self.paused: Callable[[], bool] = bool  # tells whether nothing may be measured now
 
     def wake(self) -> None:
         """There are new queries."""
@@ -174,7 +175,7 @@ class Measuring:
 
     async def _step(self) -> float | None:
         """Do one piece of work and return the seconds to rest; None: there was nothing to do."""
-        if not self.active:
+        if not self.active or self.paused():
             return None
         now = time.monotonic()
         state = next((state for state in self._registry if state.due(now)), None)

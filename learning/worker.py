@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,12 @@ _REST = 5  # a distillation rests for that many times its duration before the ne
 
 
 async def run(
-    config: Config, socket_path: Path, stop: asyncio.Event, *, metrics: LearnerMetrics | None = None
+    config: Config,
+    socket_path: Path,
+    stop: asyncio.Event,
+    *,
+    metrics: LearnerMetrics | None = None,
+    paused: Callable[[], bool] = bool,
 ) -> None:
     """Run the learner until `stop` is set.
 
@@ -92,6 +97,8 @@ async def run(
         Where workers connect; created, and removed at the end.
     metrics
         Series to write to; by default a new set that is in no registry, which is right in multiprocess mode.
+    paused
+        Tells whether nothing may be measured at the moment: the kill switch is thrown.
 
     Raises
     ------
@@ -101,6 +108,7 @@ async def run(
         The socket cannot be created.
     """
     learner = Learner(config, socket_path, metrics or LearnerMetrics())
+    learner.measuring.paused = paused
     await learner.start()
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -7,9 +7,10 @@ effect as SIGTERM: the child stops accepting, drains and ends.  Where the kernel
 when the parent dies.  Whatever happens, a child that was asked to stop is gone when `Task.patience` seconds
 have passed.
 
-What follows on standard input are messages, a line of JSON each: so far `Reload`, to workers.
+What follows on standard input are messages, a line of JSON each: `Reload`, to workers, and `RelayOnly`.
 
-On standard output a child writes one line, ``ready``, once it is about to serve.
+On standard output a child writes a line, ``ready``, once it is about to serve, and a worker a `Thrown` where
+a client has thrown the kill switch (`proxy.relay_only`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import uvloop
 
 from config.schema import Config
 from proxy import logs
+from proxy.relay_only import Follower
 
 READY = b"ready\n"
 """What a child writes to its standard output when it is about to serve."""
@@ -57,15 +59,29 @@ class Reload(msgspec.Struct, frozen=True, tag=True):
     """Look at certificates and keys now."""
 
 
-Message = Reload
-"""What the supervisor may say to a child while it runs; a union once there is more than one."""
+class RelayOnly(msgspec.Struct, frozen=True, tag=True):
+    """The kill switch was thrown (`on`), or thrown back."""
+
+    on: bool
+
+
+Message = Reload | RelayOnly
+"""What the supervisor may say to a child while it runs."""
+
+
+class Thrown(msgspec.Struct, frozen=True):
+    """A client wants the kill switch thrown, or thrown back; said by a worker."""
+
+    on: bool
+    by: str
 
 
 class Orders:
-    """What the supervisor has asked for: `stop` is set once, `reload` each time."""
+    """What the supervisor has asked for: `stop` once, `reload` each time; `switch` is the kill switch."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
+        self.switch = Follower(_tell_thrown)
         self.reload = asyncio.Event()
         self._rest = b""
 
@@ -74,11 +90,14 @@ class Orders:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             try:
-                msgspec.json.decode(line, type=Message)
+                message = msgspec.json.decode(line, type=Message)
             except msgspec.MsgspecError:
                 logger.exception("the supervisor said what this version does not understand")
-            else:
+                continue
+            if isinstance(message, Reload):
                 self.reload.set()
+            else:
+                self.switch.put(message.on)
 
 
 def worker() -> int:
@@ -100,6 +119,7 @@ def worker() -> int:
             metrics=metrics,
             stop=orders.stop,
             reload=orders.reload,
+            switch=orders.switch,
             places=Places.shared(Path(task.places), task.number, task.workers) if task.places else None,
         )
 
@@ -114,7 +134,7 @@ def learner() -> int:
 
         assert task.learner_socket is not None
         _announce()
-        await learn(config, Path(task.learner_socket), orders.stop)
+        await learn(config, Path(task.learner_socket), orders.stop, paused=lambda: orders.switch.on)
 
     return _main(run, asyncio.run)
 
@@ -123,7 +143,8 @@ def _main(
     run: Callable[[Task, Config, Orders], Awaitable[None]],
     runner: Callable[[Coroutine[Any, Any, None]], None],
 ) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor's business
     _end_with_parent()
     with open(0, "rb", buffering=0, closefd=False) as raw:  # a buffer would swallow what follows
         line = raw.readline()
@@ -189,3 +210,8 @@ def _end_with_parent() -> None:
 
 def _announce() -> None:
     os.write(1, READY)
+
+
+def _tell_thrown(on: bool, by: str) -> None:
+    """Tell the supervisor that a client has thrown the kill switch."""
+    os.write(1, msgspec.json.encode(Thrown(on, by)) + b"\n")

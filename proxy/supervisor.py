@@ -43,11 +43,12 @@ from config.schema import Config, Listen, host_port
 from proxy.admin import server
 from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
-from proxy.children import READY, Message, Reload, Task
+from proxy.children import READY, Message, RelayOnly, Reload, Task, Thrown
 from proxy.net.admission import open_files, too_few_files
 from proxy.net.listening import UnixListener
 from proxy.net.places import Places
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
+from proxy.relay_only import KillSwitch
 from proxy.version import version
 
 Command = Callable[[str], list[str]]
@@ -198,6 +199,8 @@ class Child:
     ) -> None:
         self.name = task.name
         self.ready = False
+        self.lasting: dict[type, Message] = {}  # what it is told again whenever it starts
+        self.heard: Callable[[bytes], None] = lambda line: None  # called with what it says
         self._task, self._command, self._environment, self._on_exit = task, command, environment, on_exit
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
@@ -218,8 +221,10 @@ class Child:
                 self._signal(signal.SIGKILL)
             await self._running
 
-    def send(self, message: Message) -> None:
-        """Tell the process something; one that is not running reads everything anew when it starts."""
+    def send(self, message: Message, *, lasting: bool = False) -> None:
+        """Tell the process something, and, if it is `lasting`, its successors when they start."""
+        if lasting:
+            self.lasting[type(message)] = message
         process = self._process
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(msgspec.json.encode(message) + b"\n")
@@ -272,12 +277,15 @@ class Child:
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(ConnectionError):  # it ended at once: the exit code will tell
-            process.stdin.write(msgspec.json.encode(self._task) + b"\n")
+            lines = [self._task, *self.lasting.values()]
+            process.stdin.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
             await process.stdin.drain()
-        while said := await process.stdout.read(4096):
-            if READY in said:
+        while said := await process.stdout.readline():
+            if said == READY:
                 self.ready = True
                 logger.info("%s is up (pid %d)", self.name, process.pid)
+            else:
+                self.heard(said)
         code = await process.wait()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
@@ -293,6 +301,9 @@ class Supervisor:
         self._learner: Child | None = None
         self._learner_socket: Path | None = None
         self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
+        self._switch = KillSwitch(
+            config.store.path, configured=config.learning.relay_only, told=self._tell_switched
+        )
         self._registry = CollectorRegistry()
         self._learning = config.learner.dsn is not None and config.learning.enabled
         self._metrics = SupervisorMetrics(
@@ -300,6 +311,7 @@ class Supervisor:
             workers_up=lambda: sum(worker.ready for worker in self._workers),
             upstream_up=lambda: self._upstream.answered,
             learner=self._learning,
+            relay_only=lambda: self._switch.on,
         )
 
     async def run(self) -> None:
@@ -348,6 +360,20 @@ class Supervisor:
                 child.kill()
         self._stop.set()
 
+    def _tell_switched(self, on: bool) -> None:
+        for child in self._children():
+            child.send(RelayOnly(on), lasting=True)
+
+    def _heard(self, line: bytes) -> None:
+        """A worker has said something: a client has thrown the kill switch."""
+        try:
+            thrown = msgspec.json.decode(line, type=Thrown)
+        except msgspec.MsgspecError:
+            logger.error("a worker said what this version does not understand")
+            return
+        self._switch.throw(thrown.on, thrown.by)
+        self._tell_switched(self._switch.on)  # the worker may have to be told that it is held
+
     def reload(self) -> None:
         """Have the workers look at certificates and keys now."""
         logger.info("reading certificates again; the rest of the configuration is read at a start only")
@@ -374,7 +400,7 @@ class Supervisor:
     async def _start_admin(self) -> server.AdminServer:
         options = self._config.admin
         try:
-            return await server.start(options, self._registry, self.problems, self.ask)
+            return await server.start(options, self._registry, self.problems, self.ask, self._switch)
         except OSError as error:
             where = host_port(options.host, options.port)
             raise StartError(
@@ -386,6 +412,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._switch.throw, True, "SIGUSR1")
+        loop.add_signal_handler(signal.SIGUSR2, self._switch.throw, False, "SIGUSR2")
 
     def _start_children(
         self, directory: Path, sockets: list[list[socket.socket]], local: UnixListener | None
@@ -406,6 +434,8 @@ class Supervisor:
                 mark_process_dead(pid, str(directory / "metrics"))  # type: ignore[no-untyped-call]
 
             child = Child(task, self._command(kind), environment, on_exit)
+            child.lasting[RelayOnly] = RelayOnly(self._switch.on)
+            child.heard = self._heard
             child.start(BackOff())
             return child
 

@@ -5,10 +5,12 @@
 /readyz    200 when clients can be served, else 503 with the reasons: send traffic elsewhere meanwhile
 /advice    what could be changed about the tables, as JSON (learning.answering.Advised)
 /ask       POST: a question to the learner as JSON and its answer (learning.answering), as `explain` asks it
+/relay-only  the kill switch (proxy.relay_only): GET tells, POST {"relay_only": true} throws it, false back
 /          the dashboard: one page without outside resources, and
 /api/overview what it shows, as JSON: the supervisor's state, and the learner's knowledge by table
 
-Nothing here changes anything.  `proxy.admin.guard` says who may ask.
+Only POST /relay-only changes anything, and only where admin.token is set.  `proxy.admin.guard` says who may
+ask.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from config.schema import Admin
 from proxy.admin.asking import Ask, NoAnswerError
 from proxy.admin.guard import guard
 from proxy.admin.learner import LearnerOverview
+from proxy.relay_only import KillSwitch
 from proxy.version import version
 
 MAX_QUESTION = 1 << 19
@@ -53,10 +56,18 @@ class AdminServer:
         await self._runner.cleanup()
 
 
-async def start(options: Admin, registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> AdminServer:
+async def start(
+    options: Admin,
+    registry: CollectorRegistry,
+    readiness: Readiness,
+    ask: Ask,
+    switch: KillSwitch | None = None,
+) -> AdminServer:
     """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen."""
     application = web.Application(client_max_size=MAX_QUESTION, middlewares=[guard(options)])
-    application.add_routes(_routes(registry, readiness, ask))
+    application.add_routes(_routes(registry, readiness, ask, switch))
+    if switch is not None:
+        application.add_routes(_switch_routes(switch, has_token=options.token is not None))
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -78,7 +89,32 @@ async def _exposition(registry: CollectorRegistry) -> bytes:
     return generate_latest(registry)
 
 
-def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list[web.RouteDef]:
+def _switch_routes(switch: KillSwitch, *, has_token: bool) -> list[web.RouteDef]:
+    def state() -> web.Response:
+        return web.json_response({"relay_only": switch.on, "why": switch.why})
+
+    async def tell(_: web.Request) -> web.Response:
+        return state()
+
+    async def throw(request: web.Request) -> web.Response:
+        if not has_token:
+            text = "this changes what the proxy does, and needs admin.token to be set in its configuration\n"
+            return web.Response(status=403, text=text)
+        try:
+            wanted = (await request.json())["relay_only"]
+        except (ValueError, KeyError, TypeError):
+            wanted = None
+        if not isinstance(wanted, bool):
+            return web.Response(status=400, text='the body has to be {"relay_only": true} or false\n')
+        switch.throw(wanted, f"HTTP from {request.remote}")
+        return state()
+
+    return [web.get("/relay-only", tell), web.post("/relay-only", throw)]
+
+
+def _routes(
+    registry: CollectorRegistry, readiness: Readiness, ask: Ask, switch: KillSwitch | None
+) -> list[web.RouteDef]:
     learner = LearnerOverview(ask)
 
     async def answered(question: bytes) -> web.Response:
@@ -112,6 +148,7 @@ def _routes(registry: CollectorRegistry, readiness: Readiness, ask: Ask) -> list
         except NoAnswerError as error:
             known, away = b"null", str(error)
         proxy = {"version": version(), "reasons": reasons, "learner_away": away}
+        proxy |= {"relay_only": switch.why if switch is not None and switch.on else None}
         # The learner's answer is JSON already.
         body = json.dumps(proxy)[:-1].encode() + b', "learner": ' + known + b"}"
         return web.Response(body=body, content_type="application/json")

@@ -22,6 +22,8 @@ class SupervisorMetrics:
         Returns whether the server answered when it was asked last.
     learner
         Whether a learner is configured.
+    relay_only
+        Returns whether the kill switch is thrown.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class SupervisorMetrics:
         workers_up: Callable[[], int],
         upstream_up: Callable[[], bool],
         learner: bool,
+        relay_only: Callable[[], bool] = bool,
     ) -> None:
         self.exits = Counter(
             "ruvector_child_exits", "Ends of child processes.", ("process",), registry=registry
@@ -43,6 +46,12 @@ class SupervisorMetrics:
             registry=registry,
         )
         upstream.set_function(upstream_up)
+        relaying = Gauge(
+            "ruvector_relay_only",
+            "1 while the kill switch is thrown and the proxy is a pure relay, else 0.",
+            registry=registry,
+        )
+        relaying.set_function(relay_only)
         configured = Gauge(
             "ruvector_learner_configured", "1 where a learner is configured, else 0.", registry=registry
         )

@@ -122,6 +122,15 @@ def _authorise(call: Call, facts: dict[str, Any], table: str, manager: str) -> N
     if access is Access.READ and not facts["readable"]:
         raise RefusalError("42501", f"permission denied for table {table}", position=call.position)
     manages = bool(manager) and manager in (*facts["roles"], facts["username"])
+    if access is Access.MANAGE and not (superuser or manages):
+        raise RefusalError(
+            "42501",
+            f"permission denied for function {name}",
+            hint=f'It needs a superuser, or a member of role "{manager}" (sql.manager).'
+            if manager
+            else "It needs a superuser, or a member of the role that the proxy's option sql.manager names.",
+            position=call.position,
+        )
     if access is Access.CHANGE and not (facts["owned"] or superuser or manages):
         raise RefusalError(
             "42501",

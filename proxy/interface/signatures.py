@@ -17,6 +17,7 @@ class Access(enum.Enum):
     ANYONE = "anyone"
     READ = "SELECT on the table"
     CHANGE = "the table's owner"
+    MANAGE = "a superuser, or a member of sql.manager"
     SUPERUSER = "a superuser"
 
 
@@ -131,6 +132,7 @@ _ALL: Final = (
         "query_id text", "relevant_ids text[] = '{}'", "irrelevant_ids text[] = '{}'", changes=True,
     ),
     _value("ruvector_last_query_id", "text", Access.ANYONE),
+    _value("ruvector_relay_only", "bool", Access.MANAGE, "relay_only bool = NULL"),
     _value("ruvector_export_patterns", "jsonb", Access.SUPERUSER, "table_name text"),
     _value(
         "ruvector_import_patterns", "text", Access.SUPERUSER, "table_name text", "patterns jsonb",

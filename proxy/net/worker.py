@@ -27,6 +27,7 @@ from proxy.net.learner_link import LearnerLink
 from proxy.net.places import Places
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
+from proxy.relay_only import Follower
 from proxy.session.adaptation import Adapter
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ async def run(
     metrics: WorkerMetrics,
     stop: asyncio.Event,
     reload: asyncio.Event | None = None,
+    switch: Follower | None = None,
     places: Places | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time.
@@ -66,6 +68,9 @@ async def run(
     adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=interface)
     adapter.observe = metrics.observe
     adapter.longest_message = int(config.limits.max_message * 1e6)
+    if switch is not None:
+        adapter.relay_only, adapter.throw = switch.on, switch.tell
+        switch.told = adapter.switch
     upstream = Upstream.create(config.upstream, config.limits.connect_timeout)
     for_clients = certificates.for_clients(config.listen)
     keepers = [keeper for keeper in (for_clients, upstream.keeper) if keeper is not None]

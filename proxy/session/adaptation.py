@@ -8,6 +8,7 @@ and counted.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -177,6 +178,8 @@ class Adapter:
             rewrite=Rewriter(self.interface.defaults) if on else None,
             without_clause=without_clause if on else None,
         )
+        self.relay_only = False  # the kill switch, see proxy.relay_only
+        self.throw: Callable[[bool, str], None] = lambda on, by: None  # tells the supervisor
         self.longest_message = framing.MAX_LENGTH + 1  # bytes that a client may send in one, header included
         self.accepted: set[Settings] = set()  # by the server, once at least
         self._switched_off: set[str] = set()
@@ -196,12 +199,27 @@ class Adapter:
 
     def recognise(self, sql: bytes, scope: Scope) -> Statement:
         """Return what the session must know about a text; a dictionary lookup for one seen before."""
-        return self._recogniser.recognise(sql, scope)
+        statement = self._recogniser.recognise(sql, scope)
+        if self.relay_only and (statement.vector is not None or statement.reason is not None):
+            return dataclasses.replace(statement, vector=None, reason=None)
+        return statement
+
+    def switch(self, relay_only: bool) -> None:
+        """The kill switch was thrown, or thrown back."""
+        self.relay_only = relay_only
+
+    def switch_by_client(self, relay_only: bool | None, username: str) -> bool:
+        """Throw the kill switch for a client, or back; None only asks.  Return how it is then."""
+        if relay_only is not None:
+            self.relay_only = relay_only  # the others hear of it by the supervisor, which has the last word
+            self.throw(relay_only, f"user {username}, from SQL")
+        return self.relay_only
 
     def adapts(self, query: VectorQuery) -> bool:
         """Tell whether queries of this kind get settings at all."""
         policy = self._optimizer.template(query.template.key)
-        return policy is not None and policy.trust is not Trust.OBSERVE and self.enabled
+        serves = self.enabled and not self.relay_only
+        return serves and policy is not None and policy.trust is not Trust.OBSERVE
 
     def bind(self, query: VectorQuery, parameters: Parameters, steering: Steering = NOTHING) -> BoundQuery:
         """Decode a query's arguments and choose its settings; `steering` is what the client has asked for."""
@@ -271,6 +289,8 @@ class Adapter:
 
     def finished(self, bound: BoundQuery, outcome: Outcome) -> None:
         """Record one execution."""
+        if self.relay_only:
+            return
         if outcome.error is None:
             self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
         if bound.k > 0:

@@ -281,6 +281,8 @@ class Caller(Enforcer):
         """Return what the session itself knows."""
         if question.function == "ruvector_last_query_id":
             return (self.last_query_id,)
+        if question.function == "ruvector_relay_only":
+            return (self.adapter.switch_by_client(question.arguments["relay_only"], question.username),)
         return None
 
     # -- the learner's answer --------------------------------------------------------------------------

@@ -340,7 +340,7 @@ class Session(Caller):
         if statement is None or end > size:
             return self._restore()
         query = statement.vector
-        if query is None or self._disabled:
+        if query is None or self._disabled or self.adapter.relay_only:
             self._take_note(statement)
             return self._restore()
         executed = _executed_behind(data, end, size, portal, idle=self._state() == IDLE)
