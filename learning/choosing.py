@@ -46,7 +46,11 @@ class Chooser:
         return chosen
 
     def companions(self, first: Chosen, count: int) -> list[Chosen]:
-        """Return `first` and others of its template, `count` at most, audits and targets in turn."""
+        """Return `first` and others of its template, `count` at most, audits and targets in turn.
+
+        An audit that falls on a query chosen before makes that one an audit: were it dropped instead, the
+        queries that are targeted would be missing from the audits, which then stood for the others only.
+        """
         found = {first.trajectory.query_id: first}
         uniform = first.uniform
         for _ in range(2 * count):
@@ -54,8 +58,8 @@ class Chooser:
                 break
             uniform = not uniform
             chosen = self._audit_of(first.state) if uniform else self._target([first.state])
-            if chosen is not None:
-                found.setdefault(chosen.trajectory.query_id, chosen)
+            if chosen is not None and (uniform or chosen.trajectory.query_id not in found):
+                found[chosen.trajectory.query_id] = chosen
         return list(found.values())
 
     def latest(self, state: TemplateState) -> Trajectory | None:

@@ -66,8 +66,8 @@ def test_queries_share_a_pass_where_an_exact_search_is_dear_and_audits_go_on(
     labels = learned(postgres, database, tmp_path, socket_path, learner={**dsn, "batch": 6})
     assert max(passes) == 6
     assert sum(passes) >= 0.6 * len(labels)  # the others were thorough, or the first
-    uniform = sum(label.uniform for label in labels) / len(labels)
-    assert 0.35 < uniform < 0.65
+    first = labels[:80]  # later there are no new queries to audit: those that are targeted go on alone
+    assert 0.35 < sum(label.uniform for label in first) / len(first) < 0.65
     assert all(label.sampled == 0.0 for label in labels)
 
 
