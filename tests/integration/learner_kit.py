@@ -145,7 +145,7 @@ class Worker:
         """Send a template and its queries, as a worker does."""
         await self.send(TemplateSeen(found), TrajectoryBatch(tuple(queries)))
 
-    async def snapshot(self, timeout: float = 30.0) -> Snapshot:
+    async def snapshot(self, timeout: float = 150.0) -> Snapshot:
         """Return the next snapshot."""
         async with asyncio.timeout(timeout):
             while True:
@@ -160,7 +160,7 @@ class Worker:
         self,
         found: Template,
         wanted: Callable[[TemplatePolicy], bool] = lambda policy: policy.trust is not Trust.OBSERVE,
-        timeout: float = 30.0,
+        timeout: float = 150.0,
     ) -> TemplatePolicy:
         """Return the first published policy of a template that is as wanted."""
         try:

@@ -39,7 +39,7 @@ def test_the_example_is_recognised_and_measured(
             ) as client:
                 statement = search.replace(":wanted", "%s").encode()
                 assert len(client.execute(statement, (wanted,), prepare=True).fetchall()) == 10
-            until(lambda: served.metric("ruvector_labels_total") > 0, 60.0)
+            until(lambda: served.metric("ruvector_labels_total") > 0)
     finally:
         with psycopg.connect(postgres.dsn(database), autocommit=True) as direct:
             direct.execute("DROP OWNED BY ruvector")

@@ -29,7 +29,7 @@ def learned(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
             for number, vector in enumerate(running.vectors[200:320] + 0.3):
                 connection.execute(filtered, (number % 3, text(vector)))
         running.learn()
-        until(lambda: all(each["trust"] != "observe" for each in templates(running)), 120.0)
+        until(lambda: all(each["trust"] != "observe" for each in templates(running)))
         with running.connect() as connection:  # so that adapted queries are among the recent ones
             for vector in running.vectors[400:460] + 0.3:
                 connection.execute(
@@ -57,7 +57,7 @@ def test_the_overview_tells_what_the_functions_tell(learned: Interface) -> None:
         rows = connection.execute(
             "SELECT template, recall, target_recall, labels FROM ruvector_learning_stats('items')"
         ).fetchall()
-    until(lambda: all(len(each["audits"]) > 0 for each in templates(learned)), 30.0)
+    until(lambda: all(len(each["audits"]) > 0 for each in templates(learned)))
     time.sleep(1.1)  # an answer holds for a second
     found = {each["template"]: each for each in templates(learned)}
     assert found.keys() == {row[0] for row in rows}
@@ -85,7 +85,7 @@ def test_the_overview_shows_what_was_served_and_why(learned: Interface) -> None:
 
 def test_asking_neither_counts_as_a_worker_nor_costs_the_workers_anything(learned: Interface) -> None:
     overview(learned)
-    until(lambda: learned.served.metric("ruvector_learner_workers") == 1.0, 10.0)
+    until(lambda: learned.served.metric("ruvector_learner_workers") == 1.0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")

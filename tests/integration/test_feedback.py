@@ -72,7 +72,7 @@ def test_rows_that_users_miss_raise_the_target_and_it_lasts(
         config = configuration(postgres, tmp_path)
         async with learner(config, socket_path, registry) as worker:
             await worker.announce(found, asked)
-            before = await worker.policy(found, timeout=90.0)
+            before = await worker.policy(found)
             assert before.target_recall == 0.95
             await worker.send(Rated(rated[0][0].query_id, tuple(rated[0][1])))  # before its query arrives
             await worker.announce(found, [trajectory for trajectory, _, _ in rated])

@@ -203,7 +203,7 @@ def test_effects_happen_once_per_execution_and_only_then(
     before = window(proxied)
     for expected in range(1, 8):  # psycopg prepares from the sixth on
         assert one(proxied, rate, ("3",)) is True
-        until(lambda expected=expected: window(proxied) >= before + expected, 10.0)  # type: ignore[misc]
+        until(lambda expected=expected: window(proxied) >= before + expected)  # type: ignore[misc]
     before = window(proxied)
     proxied.execute("BEGIN READ ONLY")
     assert refused(proxied, rate, ("3",)).sqlstate == "25006"
@@ -301,7 +301,7 @@ def test_a_long_call_tells_how_far_it_is_and_can_be_cancelled(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ruvector-proxy learner' "
             "AND state = 'active' AND query LIKE '%%OPERATOR(public.<->)%%'"
         )
-        until(lambda: one(connection, active) == 0, 5.0)
+        until(lambda: one(connection, active) == 0)
 
 
 def test_only_one_at_a_time_and_the_timeout_holds(
@@ -350,6 +350,6 @@ def test_a_dead_learner_is_said_and_traffic_goes_on(
             return proxied.execute("SELECT count(*) FROM ruvector_learning_stats('items')").fetchone() != (0,)
         return False
 
-    until(answers, 30.0)
+    until(answers)
     options = "SELECT ruvector_enable_learning('items')"
     assert one(proxied, options) == "learning about public.items is on"

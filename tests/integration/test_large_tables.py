@@ -37,7 +37,7 @@ def learned(
     async def scenario() -> None:
         async with learner(configuration(postgres, state, **sections), socket) as worker:
             await worker.announce(found, [query(found, vector) for vector in QUERIES])
-            policy = await worker.policy(found, timeout=90.0)
+            policy = await worker.policy(found)
             assert policy.contexts["10"].expected_recall >= 0.95
             await asyncio.sleep(1.5)
 

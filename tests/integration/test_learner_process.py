@@ -467,7 +467,7 @@ def test_queries_are_measured_on_the_replica(
         found = template(UNFILTERED, database)
         async with learner(config, socket_path) as worker:
             await worker.announce(found, [query(found, vector) for vector in QUERIES])
-            await worker.policy(found, timeout=90.0)
+            await worker.policy(found)
             with psycopg.connect(postgres.dsn(database)) as connection:
                 sessions = connection.execute(
                     "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND datname = %s",
@@ -494,6 +494,6 @@ def test_without_its_replica_the_learner_measures_on_the_primary(
         found = template(UNFILTERED, database)
         async with learner(config, socket_path) as worker:
             await worker.announce(found, [query(found, vector) for vector in QUERIES])
-            await worker.policy(found, timeout=90.0)
+            await worker.policy(found)
 
     run(scenario())

@@ -106,7 +106,7 @@ async def replicas(configs: list[Config]) -> AsyncIterator[list[Replica]]:
         yield [await stack.enter_async_context(replica(config)) for config in configs]
 
 
-async def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+async def until(true: Callable[[], bool], seconds: float = 150.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -245,7 +245,7 @@ def test_a_start_without_the_store_serves_the_policy_kept_here(
             await until(lambda: all(trusted(each, found) for each in both))
         nowhere = "postgresql://nobody:secret@127.0.0.1:1/nothing"
         async with replicas([shared(postgres, tmp_path / str(n), nowhere) for n in range(2)]) as both:
-            await until(lambda: all(trusted(each, found) for each in both), 20.0)
+            await until(lambda: all(trusted(each, found) for each in both))
             await until(lambda: "the shared store cannot be used" in caplog.text)
 
     run(scenario())

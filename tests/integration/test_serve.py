@@ -92,7 +92,7 @@ class Served:
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
     def wait_ready(self) -> None:
-        until(lambda: self.get("/readyz")[0] == 200, 30.0)
+        until(lambda: self.get("/readyz")[0] == 200)
 
     def pids(self, name: str) -> list[int]:
         """Return the process ids that a child has had, oldest first."""
@@ -104,7 +104,7 @@ class Served:
         return self.process.wait(30)
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
