@@ -45,6 +45,7 @@ REFUSED = b"RVPXY"
 """SQLSTATE of the message that says that a first try was refused."""
 
 
+@lru_cache(maxsize=4096)
 def valid_settings(settings: Settings) -> bool:
     """Tell whether every name and value is safe to send, in SQL text as well."""
     return len(settings) <= MAX_SETTINGS and all(

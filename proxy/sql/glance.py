@@ -16,6 +16,8 @@ OPERATORS: Final = ("<->", "<#>", "<=>", "<+>", "<~>", "<%>")
 
 _OPERATOR: Final = re.compile(b"|".join(re.escape(operator.encode()) for operator in OPERATORS))
 _EMPTY: Final = b"; \t\n\r\f\v"
+_NO_CONTROL: Final = frozenset({b"select", b"insert", b"update", b"delete"})
+"""How texts begin of which the first statement controls nothing; ``_CONTROL`` has no such word."""
 _BLANKS: Final = rb"(?:\s++|--[^\n\r]*+|/\*(?:[^*/]++|\*(?!/)|/(?!\*))*+\*/)*+"
 _CONTROL: Final = (
     rb"BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|CALL|DO|SET|RESET|DISCARD|DEALLOCATE"
@@ -59,15 +61,19 @@ def mentions_control(sql: bytes) -> bool:
 
 
 def is_of_interest(sql: bytes) -> bool:
-    """Tell whether the text needs a closer look at all: all the checks here in one, for every message."""
+    """Tell whether the text needs a closer look at all: all the checks here in one, for every message.
+
+    What nearly every text shows at once comes first: it begins with a word that controls nothing, and its
+    only semicolon, if any, is its last byte.
+    """
     lower = sql.lower()
-    return (
-        b"ruvector" in lower
-        or b"set_config" in lower
-        or _OPERATOR.search(sql) is not None
-        or _FIRST_CONTROL.match(sql) is not None
-        or (b";" in sql and _LATER_CONTROL.search(sql) is not None)
-    )
+    if b"ruvector" in lower or b"set_config" in lower:
+        return True
+    if b"<" in lower and _OPERATOR.search(sql) is not None:
+        return True
+    if lower[:6] not in _NO_CONTROL and _FIRST_CONTROL.match(sql) is not None:
+        return True
+    return 0 <= lower.find(b";") < len(lower) - 1 and _LATER_CONTROL.search(sql) is not None
 
 
 def mentions_setting(sql: bytes) -> bool:

@@ -2,8 +2,9 @@
 
 Four steps, each for what the one before could not answer:
 
-1. A glance at the bytes (`proxy.sql.glance`): most texts have nothing to recognise.  It comes before the
-   cache because it costs less than hashing, and keeps texts of no interest out of it.
+1. A glance at the bytes (`proxy.sql.glance`): most texts have nothing to recognise.  Those that have not are
+   kept in a set of their own, where a text that returns is found with one lookup; they need no answer kept,
+   and do not push others out of the cache.
 2. Seen before: one dictionary lookup.
 3. The shape (`proxy.sql.shape`): a text that differs from a known one in literals only gets that one's
    answer with its own literals.
@@ -58,6 +59,8 @@ MAX_CODE: Final = 16 << 10
 """Bytes; a text with more than this outside strings and comments is not parsed."""
 
 _log = logging.getLogger(__name__)
+_MAX_PLAIN: Final = 1024  # bytes of a text of no interest that is kept
+_MOST_PLAIN: Final = 4096
 _OVERHEAD: Final = 1024  # bytes that an entry takes besides its text, roughly
 
 
@@ -107,6 +110,7 @@ class Recogniser:
     ) -> None:
         self._rewrite = rewrite
         self._without_clause = without_clause
+        self._plain: set[bytes] = set()
         self._texts: GenerationCache[tuple[bytes, Scope], Statement] = GenerationCache(max_entries, max_bytes)
         self._free: GenerationCache[bytes, tuple[int, ...]] = GenerationCache(max_entries, max_bytes)
         self._plans: GenerationCache[tuple[object, ...], _Plan] = GenerationCache(max_entries, max_bytes)
@@ -116,10 +120,15 @@ class Recogniser:
 
         `sql` is the text without the closing NUL, in the client's encoding; only UTF-8 is understood.
         """
+        if sql in self._plain:
+            return PLAIN
         if len(sql) > MAX_TEXT:
             return _unread(sql)
         if not is_of_interest(sql):
-            return EMPTY if is_empty(sql) else PLAIN
+            if is_empty(sql):
+                return EMPTY
+            self._keep_plain(sql)
+            return PLAIN
         key = (sql, scope)
         known = self._texts.get(key)
         if known is not None:
@@ -134,6 +143,13 @@ class Recogniser:
             statement = _unread(sql)
         self._texts.put(key, statement, 2 * len(sql) + _OVERHEAD)
         return statement
+
+    def _keep_plain(self, sql: bytes) -> None:
+        """Know a text of no interest again; one with literals in it is likely never to return."""
+        if len(sql) <= _MAX_PLAIN:
+            if len(self._plain) >= _MOST_PLAIN:
+                self._plain.clear()
+            self._plain.add(sql)
 
     def _look_closer(self, sql: bytes, scope: Scope) -> Statement:
         text = _decoded(sql)

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from learning.records import SlotRole, Value
 from proxy.sql import Recogniser, Scope, Statement, VectorQuery
-from proxy.sql.glance import OPERATORS
+from proxy.sql.glance import (
+    OPERATORS,
+    is_of_interest,
+    mentions_control,
+    mentions_interface,
+    mentions_operator,
+)
 from proxy.sql.vectors import decode_limit, decode_vector
 
 SCOPE = Scope("shop", "app", None)
@@ -55,6 +61,26 @@ def test_no_bytes_make_decoding_raise(format_code: int, data: bytes) -> None:
     assert vector is None or (vector.ndim == 1 and np.isfinite(vector).all())
     limit = decode_limit(Value(format_code, data))
     assert limit is None or isinstance(limit, int)
+
+
+@given(
+    st.sampled_from(
+        ["", "select ", "SELECT", "Update x", "insert", "delete;", "selection", "set", "\n", "-- x\n"]
+    ),
+    st.lists(FRAGMENTS, max_size=12),
+    st.sampled_from(["", ";", "; ", ";;", ";COMMIT", "; set x=1", "ruvector", "do"]),
+)
+def test_the_glance_finds_what_each_of_its_checks_finds(head: str, middle: list[str], end: str) -> None:
+    sql = (head + " ".join(middle) + end).encode()
+    assert is_of_interest(sql) == (mentions_operator(sql) or mentions_control(sql) or mentions_interface(sql))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60))
+def test_numbers_in_text_are_those_that_python_reads(numbers: list[float]) -> None:
+    text = "[" + ",".join(map(repr, numbers)) + "]"
+    vector = decode_vector(0, text.encode())
+    assert vector is not None
+    np.testing.assert_array_equal(vector, np.array([float(repr(number)) for number in numbers], np.float32))
 
 
 TAIL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)

@@ -53,6 +53,7 @@ def test_what_postgres_accepts_as_text_is_accepted(text: bytes, numbers: list[fl
     [
         b"", b"[]", b"[", b"]", b"[1,", b"[1,]", b"[1 2]", b"[a]", b"1,2", b"{1:1}/3", b"101", b"[nan]", b"[1e39]",
         b"[1e999]", b"[Infinity]", b"[1_0]", b"[[1]]", b"[null]", b"[true]", b'["1"]', b"\xff", b"[1]]",
+        b"[[1],[2]]", b"[1,[2]]", b"[1,{}]", b"[1] [2]",
         b"[" + b"1," * 16_000 + b"1]",
     ],
     ids=lambda text: repr(text[:12]),
