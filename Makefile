@@ -38,8 +38,8 @@ unit: $(DEV) ## unit and property tests, without a database
 integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
 	@$(BIN)/python -m pytest -m 'not alone' -n auto --maxprocesses 4 --dist loadfile tests/integration tests/differential
-	@echo "== integration tests, one at a time"
-	@$(BIN)/python -m pytest -m alone tests/integration
+	@echo "== integration tests that wait for a learner, two at a time"
+	@$(BIN)/python -m pytest -m alone -n 2 --dist loadfile tests/integration
 
 differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: nothing may differ
 	@$(BIN)/python -m tests.differential --count $(or $(COUNT),10000) --seed $(or $(SEED),1)
