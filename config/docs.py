@@ -46,8 +46,14 @@ _INTRODUCTION = """\
 One TOML file, given with `--config` or in `RUVECTOR_CONFIG`. Every option can be left out, and every one can
 be set in the environment as well, which wins over the file: `RUVECTOR_LISTEN_PORT` is `port` in `[listen]`.
 Unknown keys and unknown `RUVECTOR_` variables are errors; `ruvector-proxy check-config` shows what holds, or
-every mistake at once.  The file is read once, at the start; certificates and the users file are read again
-when they change.
+every mistake at once.
+
+The file is read again within a second of a change, and on SIGHUP; the log says what changed. Options that
+take effect at once hold for the next statement of every client, and no connection is lost. A file with a
+mistake in it, or with another value for an option that takes a restart, changes nothing at all: the log
+says why, `ruvector_config_last_reload_successful` is 0, and the configuration in force stays. Environment
+variables cannot change while the proxy runs. Certificates and the users file are read again when they
+change.
 
 A minimal file:
 
@@ -127,6 +133,7 @@ def _describe(title: str, section: type[Section], key: str, environment: str | N
     facts.append("Default: none." if default is None else f"Default: `{_toml(default)}`.")
     if environment:
         facts.append(f"Environment: `{environment}`.")
+    facts.append("Takes effect: at once." if shape["live"] else "Takes effect: at a restart.")
     return f"### {title}\n\n{shape['description']}\n\n{' '.join(facts)}\n\nDownside: {shape['downside']}\n"
 
 

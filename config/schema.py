@@ -292,6 +292,7 @@ class Learner(Section):
         ),
         ge=0.0,
         le=1.0,
+        live=True,
     )
     starting_credit: float = option(
         60.0,
@@ -313,6 +314,7 @@ class Learner(Section):
         downside="More saves database time, in one statement that runs longer; 1 searches for each alone.",
         ge=1,
         le=64,
+        live=True,
     )
     exact_rows: int = option(
         5_000_000,
@@ -324,6 +326,7 @@ class Learner(Section):
             "run into the 30 s that a statement of the learner gets."
         ),
         ge=10_000,
+        live=True,
     )
 
     @property
@@ -401,6 +404,7 @@ class Learning(Section):
         True,
         "Whether anything is recorded, measured and adapted at all.",
         downside="Switched off, every query runs as it came.",
+        live=True,
     )
     relay_only: bool = option(
         False,
@@ -408,6 +412,7 @@ class Learning(Section):
         "running proxy is switched by SIGUSR1 and SIGUSR2, POST /relay-only and ruvector_relay_only() "
         "(docs/security.md); set here, they cannot switch it back.",
         downside="Queries run as they came; what was learned is kept.",
+        live=True,
     )
     target_recall: float = option(
         0.98,
@@ -416,12 +421,14 @@ class Learning(Section):
         downside="The last hundredths are the dearest: 0.99 may cost twice the latency of 0.98.",
         gt=0.0,
         le=1.0,
+        live=True,
     )
     optimize_for: OptimizeFor = option(
         "balanced",
         "How sure it must be that a setting keeps the target before it is chosen: "
         '"recall" about 98 %, "balanced" 84 %, "latency" 50 %.',
         downside='"recall" takes slower settings, "latency" may fall short of the target more often.',
+        live=True,
     )
     learning_rate: float = option(
         0.01,
@@ -430,6 +437,7 @@ class Learning(Section):
         downside="Higher follows a changing table faster and knows less; 0 never forgets.",
         ge=0.0,
         lt=1.0,
+        live=True,
     )
     trajectory_buffer_size: int = option(
         10_000,
@@ -445,6 +453,7 @@ class Learning(Section):
         unit="queries",
         downside="A long window notices a change of traffic late; a short one sees only the latest fashion.",
         ge=1,
+        live=True,
     )
     min_samples: int = option(
         100,
@@ -452,6 +461,7 @@ class Learning(Section):
         unit="queries",
         downside="Fewer adapts sooner, on thinner evidence.",
         ge=1,
+        live=True,
     )
     pattern_consolidation_interval: float = option(
         3_600.0,
@@ -460,6 +470,7 @@ class Learning(Section):
         unit="seconds",
         downside="Each round derives the policy anew, which takes about a second of the learner's time.",
         gt=0.0,
+        live=True,
     )
     sketch_rows: int = option(
         20_000,
@@ -494,12 +505,17 @@ class Table(Section):
     adaptive_search: bool = option(
         True,
         "Whether queries on this table get measured settings.",
-        downside="Switched off, they run as they came; they may still be measured.",
+        downside=(
+            "Switched off, they run as they came; they are still measured, so that what is known is in "
+            "force at once when it is switched on again."
+        ),
+        live=True,
     )
     learning: bool | None = option(
         None,
         "Whether queries on this table are recorded and measured; left out: learning.enabled.",
         downside="Switched off, nothing about its queries is kept anywhere, and none is adapted.",
+        live=True,
     )
     target_recall: float | None = option(
         None,
@@ -508,11 +524,13 @@ class Table(Section):
         downside="As for learning.target_recall.",
         gt=0.0,
         le=1.0,
+        live=True,
     )
     optimize_for: OptimizeFor | None = option(
         None,
         "What to prefer on this table; left out: learning.optimize_for.",
         downside="As for learning.optimize_for.",
+        live=True,
     )
     min_samples: int | None = option(
         None,
@@ -520,6 +538,7 @@ class Table(Section):
         unit="queries",
         downside="As for learning.min_samples.",
         ge=1,
+        live=True,
     )
     learning_rate: float | None = option(
         None,
@@ -528,6 +547,7 @@ class Table(Section):
         downside="As for learning.learning_rate.",
         ge=0.0,
         lt=1.0,
+        live=True,
     )
     trajectory_window: int | None = option(
         None,
@@ -535,6 +555,7 @@ class Table(Section):
         unit="queries",
         downside="As for learning.trajectory_window.",
         ge=1,
+        live=True,
     )
 
 
@@ -558,11 +579,13 @@ class Log(Section):
         "info",
         "Least serious kind of message that is shown.",
         downside='"debug" writes several lines per connection.',
+        live=True,
     )
     format: Literal["human", "json"] = option(
         "human",
         '"human" for reading, "json" for one JSON object per line.',
         downside='"json" is hard to read without a tool.',
+        live=True,
     )
 
 

@@ -17,12 +17,17 @@ from pydantic import (
 from config.dsn import check_dsn, redact_dsn
 
 
-def option(default: Any, description: str, *, downside: str, unit: str = "", **constraints: Any) -> Any:
-    """Declare an option: what it does, what it costs to change it, its unit, and pydantic's constraints."""
+def option(
+    default: Any, description: str, *, downside: str, unit: str = "", live: bool = False, **constraints: Any
+) -> Any:
+    """Declare an option: what it does, what it costs to change it, its unit, and pydantic's constraints.
+
+    `live`: a running proxy takes a new value; otherwise a restart does.
+    """
     return Field(
         default=default,
         description=description,
-        json_schema_extra={"unit": unit, "downside": downside},
+        json_schema_extra={"unit": unit, "downside": downside, "live": live},
         **constraints,
     )
 

@@ -42,6 +42,11 @@ class TokenBucket:
         self._credit = starting
         self._updated = now
 
+    def set_rate(self, rate: float, now: float) -> None:
+        """Gain `rate` seconds per second from now on."""
+        self.credit(now)
+        self._rate = rate
+
     def credit(self, now: float) -> float:
         """Return the seconds that may be spent; negative while a long measurement is being paid back."""
         gained = self._rate * max(0.0, now - self._updated)

@@ -59,6 +59,10 @@ class Labeller:
         self._session = session
         self._spent = spent
 
+    def configure(self, config: Config) -> None:
+        """Go on with other options."""
+        self._config = config
+
     async def label(self, chosen: Chosen) -> list[tuple[Chosen, Measured]]:
         """Measure a query, where it pays with others of its template; what says nothing is left out.
 

@@ -34,7 +34,7 @@ from learning.feedback import FeedbackLog
 from learning.inventory import Confirmed, confirm, look
 from learning.labelling import Labeller
 from learning.metrics import LearnerMetrics
-from learning.policy import OFF_BY_CONFIGURATION
+from learning.policy import NO_LEARNING
 from learning.probe import Measured, snapshot
 from learning.ratings import judge_rating
 from learning.records import Label, Trajectory, Trust
@@ -87,7 +87,7 @@ class Measuring:
     def __init__(self, config: Config, registry: Registry, store: Store, metrics: LearnerMetrics) -> None:
         if config.learner.dsn is None:
             raise ValueError("the learner needs learner.dsn")
-        self.config = config  # replaced where a client sets options of a table
+        self.config = config
         self._registry = registry
         self._store = store
         self._metrics = metrics
@@ -117,6 +117,12 @@ class Measuring:
         self.news = News()
         self.active = True  # False: another replica measures
         self.paused: Callable[[], bool] = bool  # tells whether nothing may be measured now
+
+    def configure(self, config: Config) -> None:
+        """Go on with other options: those of tables, or any that a running proxy takes."""
+        self.config = config
+        self._labeller.configure(config)
+        self._bucket.set_rate(config.learner.budget, time.monotonic())
 
     def wake(self) -> None:
         """There are new queries."""
@@ -149,7 +155,7 @@ class Measuring:
 
     async def switch_off(self, state: TemplateState, table: str) -> None:
         """The configuration wants nothing of this table: nothing about it stays, in memory or on the disk."""
-        state.leave_alone(OFF_BY_CONFIGURATION, table, time.monotonic(), forever=True)
+        state.leave_alone(NO_LEARNING, table, time.monotonic(), forever=True)
         self.news.forget(state.template.key)
         await self._store.forget(state.template.key)
         if table:
@@ -399,7 +405,7 @@ class Measuring:
         now = time.monotonic()
         if state.phase is Phase.OFF:  # while the server was asked
             return
-        if isinstance(answer, Confirmed) and not self.config.table(answer.facts.table).adaptive_search:
+        if isinstance(answer, Confirmed) and not self.config.table(answer.facts.table).learning:
             await self.switch_off(state, answer.facts.table)
         elif isinstance(answer, Confirmed):
             if state.phase is not Phase.CONFIRMED:

@@ -15,6 +15,7 @@ import msgspec
 
 from config.schema import Config
 from learning import tolls
+from learning.dialects import AS_IS
 from learning.distillation import Options, distill
 from learning.drift import safe_arm
 from learning.feedback import Ratings, attainable
@@ -29,7 +30,8 @@ SETTLE_PATTERNS = (
     10.0  # the same where patterns are among them: megabytes, and an index to be built in every worker
 )
 ENOUGH_NEW = 25  # labels after which a policy is derived at once
-OFF_BY_CONFIGURATION = "adaptive search is switched off for this table in the configuration"
+NOT_ADAPTIVE = "adaptive search is switched off for this table in the configuration"
+NO_LEARNING = "learning is switched off for this table in the configuration"
 
 
 def derivation(
@@ -56,7 +58,8 @@ def derivation(
     contexts = {label.context for label in labels} if not facts.filter_slots else set()
     repetition = state.tracker.repetition if state.tracker is not None else Repetition()
     counted = {context: repetition.asked(context) for context in contexts}
-    previous = state.policy if state.policy is not None and state.policy.trust is not Trust.OBSERVE else None
+    known = state.shelved if state.shelved is not None else state.policy
+    previous = known if known is not None and known.trust is not Trust.OBSERVE else None
 
     def asked(context: str) -> Asked:
         return counted.get(context, Asked())
@@ -105,9 +108,7 @@ def material(old: TemplatePolicy | None, new: TemplatePolicy) -> bool:
     if old is None or old.trust is not new.trust:
         return True
     if new.trust is Trust.OBSERVE:
-        return (
-            len(new.arms) == 1 and old.reason != new.reason
-        )  # left alone; otherwise it still collects labels
+        return left_alone(new) and old.reason != new.reason  # otherwise it still collects labels
     return _outline(old) != _outline(new) or _patterns_changed(old, new)
 
 
@@ -142,26 +143,32 @@ def _patterns_changed(old: TemplatePolicy, new: TemplatePolicy) -> bool:
 
 def permitted(snapshot: Snapshot, config: Config) -> Snapshot:
     """Return a stored snapshot with the tables left alone that the configuration now says to leave alone."""
-    templates = {
-        key: policy if config.table(policy.table).adaptive_search else _switched_off(policy)
-        for key, policy in snapshot.templates.items()
-    }
+    templates = {key: allowed(policy, config) for key, policy in snapshot.templates.items()}
     return Snapshot(snapshot.version, snapshot.created_at, templates, snapshot.format)
 
 
-def _switched_off(policy: TemplatePolicy) -> TemplatePolicy:
+def allowed(policy: TemplatePolicy, config: Config) -> TemplatePolicy:
+    """Return a policy, or the one that leaves its queries as they came where the configuration wants that."""
+    options = config.table(policy.table)
+    if options.adaptive_search or left_alone(policy):
+        return policy
     return TemplatePolicy(
         template=policy.template,
         table=policy.table,
         trust=Trust.OBSERVE,
-        reason=OFF_BY_CONFIGURATION,
+        reason=NOT_ADAPTIVE if options.learning else NO_LEARNING,
         target_recall=policy.target_recall,
-        arms=policy.arms[:1],
+        arms=(AS_IS,),
         value_types=(),
         filter_slots=(),
         fallback=0,
         contexts={},
     )
+
+
+def left_alone(policy: TemplatePolicy) -> bool:
+    """Tell whether a policy leaves its queries as they came, whatever is measured."""
+    return policy.trust is Trust.OBSERVE and len(policy.arms) == 1
 
 
 def summary(snapshot: Snapshot) -> str:

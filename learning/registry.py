@@ -70,6 +70,7 @@ class TemplateState:
     labelled: OrderedDict[bytes, None] = field(default_factory=OrderedDict)  # identities of measured queries
     ks: Counter[int] = field(default_factory=Counter)  # LIMIT + OFFSET -> queries
     policy: TemplatePolicy | None = None
+    shelved: TemplatePolicy | None = None  # in its place once adaptive search is switched on again
     unpublished: int = 0  # labels since the last distillation
     hashed: Callable[[str], str] | None = None  # context -> its hash, where labels were read from hashes
     distilled_at: float = 0.0
@@ -262,7 +263,7 @@ class TemplateState:
     def wake_up(self) -> None:
         """Ask the server about the template again, with its next query, though it was switched off."""
         self.phase = Phase.NEW
-        self.policy = None
+        self.policy = self.shelved = None
         self.recheck_at, self.recheck_after = 0.0, _FIRST_RECHECK
 
     def prune(self, least: int, confidence: float) -> None:
@@ -281,7 +282,7 @@ class TemplateState:
         """Set the policy that leaves queries as they came, and drop what is known of them."""
         self.phase = Phase.OFF if forever else Phase.LEFT_ALONE
         self.table = table or self.table
-        self.policy = observe(self.template, self.table, reason)
+        self.policy, self.shelved = observe(self.template, self.table, reason), None
         self.confirmed = self.tracker = None
         self.backlog.clear()
         self.traffic = Traffic()

@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from config.schema import Config, Table
+from config.schema import Config
 from learning.answering import Answering, Problem
 from learning.answers import with_outlook
 from learning.channel import (
@@ -50,13 +50,15 @@ from learning.exchange import Document, ExchangeError, decode
 from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
+from learning.options import Layers
 from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
 from learning.overview import Overviews
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
     ENOUGH_NEW,
-    OFF_BY_CONFIGURATION,
+    NO_LEARNING,
     Publication,
+    allowed,
     derivation,
     material,
     permitted,
@@ -86,6 +88,7 @@ async def run(
     *,
     metrics: LearnerMetrics | None = None,
     paused: Callable[[], bool] = bool,
+    configs: asyncio.Queue[Config] | None = None,
 ) -> None:
     """Run the learner until `stop` is set.
 
@@ -99,6 +102,8 @@ async def run(
         Series to write to; by default a new set that is in no registry, which is right in multiprocess mode.
     paused
         Tells whether nothing may be measured at the moment: the kill switch is thrown.
+    configs
+        Configurations to take, in their order; they differ in options that a running proxy can take.
 
     Raises
     ------
@@ -112,7 +117,7 @@ async def run(
     await learner.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(loop) for loop in learner.loops()]
+            loops = [tasks.create_task(loop) for loop in (*learner.loops(), learner.follow_configs(configs))]
             await stop.wait()
             for task in loops:
                 task.cancel()
@@ -124,7 +129,8 @@ class Learner:
     """The learner's state and its tasks; see the module's docstring."""
 
     def __init__(self, config: Config, socket_path: Path, metrics: LearnerMetrics) -> None:
-        self._config = config
+        self._options = Layers(config)
+        self._config = config  # what they come to
         self._metrics = metrics
         self._registry = Registry()
         self._store = Store(
@@ -138,6 +144,7 @@ class Learner:
         self._server = ChannelServer(socket_path, self._receive, self._service.gone)
         self._publication = Publication()
         self._sharing = self._shared() if config.store.kind == "postgres" else None
+        self._publishing = asyncio.Lock()
         self._orphans: dict[str, TemplatePolicy] = {}  # published before, of templates not met here
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
         self._measuring.active = self._sharing is None
@@ -165,7 +172,7 @@ class Learner:
         """Add what was kept, here or by all, to what is known."""
         now = time.monotonic()
         self._measuring.ratings.restore(kept.notes)
-        self._restore_overrides(kept.notes)
+        self._restore_options(kept.notes)
         for name, note in kept.notes.items():
             if name.startswith("void:"):
                 key = name.removeprefix("void:")
@@ -173,7 +180,7 @@ class Learner:
                 self._void[key] = max(since, self._void.get(key, 0.0))
         for stored in kept.templates:
             key = stored.template.key
-            if stored.table and not self._config.table(stored.table).adaptive_search:
+            if stored.table and not self._config.table(stored.table).learning:
                 self._measuring.news.forgotten.append(key)
                 await self._store.forget(key)
                 continue
@@ -197,11 +204,12 @@ class Learner:
     async def _put_in_force(self, snapshot: Snapshot) -> Snapshot:
         """Give the workers a snapshot that was published before, or elsewhere; return what they get."""
         permitted_ones = permitted(snapshot, self._config)
-        for key, policy in permitted_ones.templates.items():
+        for key, policy in snapshot.templates.items():
             state = self._registry.get(key)
             if state is not None and state.phase is not Phase.OFF:
-                state.policy, state.table = policy, policy.table
-                if self._measuring.active and not self._config.table(policy.table).adaptive_search:
+                state.table = policy.table
+                self._decide(state, policy)
+                if self._measuring.active and not self._config.table(policy.table).learning:
                     await self._measuring.switch_off(state, policy.table)
         self._publication.restore(permitted_ones)
         await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(permitted_ones))))
@@ -234,41 +242,54 @@ class Learner:
         ValueError
             A value is out of its range.
         """
-        own = self._config.tables.get(table, Table())
-        changed = Table.model_validate({**own.model_dump(), **changes})
-        self._adopt(table, changed)
-        options = changed.model_dump(exclude_none=True)
-        self._measuring.news.notes[f"sql:{table}"] = msgspec.msgpack.encode(options)
+        name, note = self._options.override(table, changes)
+        self._measuring.news.notes[name] = note
+        await self._put_options_in_force()
+
+    async def configure(self, config: Config) -> None:
+        """Put another configuration in force: what it says of tables, targets and the budget."""
+        self._options.configure(config)
+        await self._put_options_in_force()
+
+    async def follow_configs(self, configs: asyncio.Queue[Config] | None) -> None:
+        """Put configurations in force as they come, until cancelled."""
+        while configs is not None:
+            await self.configure(await configs.get())
+
+    async def _put_options_in_force(self) -> None:
+        """Have the queries of every table whose options are others now get what they say, at once."""
+        before, config = self._config, self._options.config
+        self._config = config
+        self._measuring.configure(config)
         for state in self._registry:
-            if state.table == table:
-                state.unpublished += 1
-                if self._config.table(table).adaptive_search:
-                    if state.policy is not None and state.policy.reason == OFF_BY_CONFIGURATION:
-                        state.wake_up()
-                else:
-                    await self._measuring.switch_off(state, table)
+            options = config.table(state.table)
+            if not state.table or options == before.table(state.table):
+                continue
+            state.unpublished += 1
+            if not options.learning:
+                await self._measuring.switch_off(state, state.table)
+            elif state.policy is not None and state.policy.reason == NO_LEARNING:
+                state.wake_up()
+            elif state.policy is not None:
+                self._decide(state, state.shelved or state.policy)
+        if self.leads:
+            await self._publish()
 
-    def _adopt(self, table: str, options: Table) -> None:
-        tables = {**self._config.tables, table: options}
-        self._config = self._config.model_copy(update={"tables": tables})
-        self._measuring.config = self._config
+    def _decide(self, state: TemplateState, policy: TemplatePolicy) -> None:
+        """Put a policy in force, or on the shelf where the table's queries are to run as they came."""
+        state.policy = allowed(policy, self._config)
+        state.shelved = policy if state.policy is not policy else None
 
-    def _restore_overrides(self, notes: Mapping[str, bytes]) -> None:
-        for name, note in notes.items():
-            kind, _, table = name.partition(":")
-            if kind == "sql" and note:
-                try:
-                    own = self._config.tables.get(table, Table()).model_dump()
-                    kept = msgspec.msgpack.decode(note, type=dict[str, Any])
-                    self._adopt(table, Table.model_validate({**own, **kept}))
-                except ValueError as error:
-                    log.warning("options of %s set from SQL cannot be read and are gone: %s", table, error)
+    def _restore_options(self, notes: Mapping[str, bytes]) -> None:
+        self._options.restore(notes)
+        self._config = self._options.config
+        self._measuring.configure(self._config)
 
     async def clear(self, state: TemplateState) -> None:
         """Forget what was learned about a template; it is learned about anew."""
         state.begin_anew(None)
         state.forget_traffic()
-        state.policy = None
+        state.policy = state.shelved = None
         self._measuring.news.forget(state.template.key)
         await self._store.forget(state.template.key)
         self._measuring.news.templates[state.template.key] = StoredTemplate(state.template, table=state.table)
@@ -377,7 +398,7 @@ class Learner:
                 self._handed_in(document)
             case Noted(name, body):
                 self._measuring.news.notes[name] = body
-                self._restore_overrides({name: body})
+                self._restore_options({name: body})
             case Rated():
                 self._measuring.rated(mail)
             case InjectionFailed():
@@ -386,12 +407,12 @@ class Learner:
     def _may_tell(self, template: Template) -> bool:
         """Tell whether other replicas may hear of a template; in doubt not."""
         policy = self._publication.policies.get(template.key)
-        if policy is not None and policy.reason == OFF_BY_CONFIGURATION:
+        if policy is not None and policy.reason == NO_LEARNING:
             return False  # the leader's, where a client has switched it off there
         if policy is not None and policy.table:
-            return self._config.table(policy.table).adaptive_search
+            return self._config.table(policy.table).learning
         relation = template.relation.lower()
-        off = [name for name in self._config.tables if not self._config.table(name).adaptive_search]
+        off = [name for name in self._config.tables if not self._config.table(name).learning]
         return self._config.learning.enabled and not any(
             name.partition(".")[2].lower() in relation for name in off
         )
@@ -532,10 +553,14 @@ class Learner:
             state.distil_seconds = state.distilled_at - started
             self._metrics.distill_seconds.inc(state.distil_seconds)
         if self.leads and state.confirmed is confirmed and state.watch.epoch == epoch:
-            state.policy = policy
+            self._decide(state, policy)
             self._measuring.derived(state)
 
     async def _publish(self) -> None:
+        async with self._publishing:  # an older snapshot must not overtake a newer one
+            await self._publish_what_changed()
+
+    async def _publish_what_changed(self) -> None:
         policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
         policies = {**self._orphans, **policies}
         before = self._publication.policies

@@ -7,7 +7,8 @@ effect as SIGTERM: the child stops accepting, drains and ends.  Where the kernel
 when the parent dies.  Whatever happens, a child that was asked to stop is gone when `Task.patience` seconds
 have passed.
 
-What follows on standard input are messages, a line of JSON each: `Reload`, to workers, and `RelayOnly`.
+What follows on standard input are messages, a line of JSON each: `Reload` to workers, `RelayOnly` and
+`Configure` to all.
 
 On standard output a child writes a line, ``ready``, once it is about to serve, and a worker a `Thrown` where
 a client has thrown the kill switch (`proxy.relay_only`).
@@ -65,7 +66,13 @@ class RelayOnly(msgspec.Struct, frozen=True, tag=True):
     on: bool
 
 
-Message = Reload | RelayOnly
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """Another configuration is in force; only options that a running proxy can take differ."""
+
+    config: str  # Config.to_json: holds secrets
+
+
+Message = Reload | RelayOnly | Configure
 """What the supervisor may say to a child while it runs."""
 
 
@@ -77,12 +84,18 @@ class Thrown(msgspec.Struct, frozen=True):
 
 
 class Orders:
-    """What the supervisor has asked for: `stop` once, `reload` each time; `switch` is the kill switch."""
+    """What the supervisor has asked for.
 
-    def __init__(self) -> None:
+    `stop` is set once, `reload` each time, `configs` holds configurations to take, `switch` is the kill
+    switch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name  # of this process, in the log
         self.stop = asyncio.Event()
         self.switch = Follower(_tell_thrown)
         self.reload = asyncio.Event()
+        self.configs: asyncio.Queue[Config] = asyncio.Queue()
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -91,13 +104,17 @@ class Orders:
         for line in lines:
             try:
                 message = msgspec.json.decode(line, type=Message)
-            except msgspec.MsgspecError:
+                match message:
+                    case Configure():
+                        config = Config.from_json(message.config)
+                        logs.set_up(config.log, self._name)
+                        self.configs.put_nowait(config)
+                    case RelayOnly():
+                        self.switch.put(message.on)
+                    case Reload():
+                        self.reload.set()
+            except ValueError:  # msgspec's and pydantic's
                 logger.exception("the supervisor said what this version does not understand")
-                continue
-            if isinstance(message, Reload):
-                self.reload.set()
-            else:
-                self.switch.put(message.on)
 
 
 def worker() -> int:
@@ -121,6 +138,7 @@ def worker() -> int:
             reload=orders.reload,
             switch=orders.switch,
             places=Places.shared(Path(task.places), task.number, task.workers) if task.places else None,
+            configs=orders.configs,
         )
 
     return _main(run, uvloop.run)
@@ -134,7 +152,13 @@ def learner() -> int:
 
         assert task.learner_socket is not None
         _announce()
-        await learn(config, Path(task.learner_socket), orders.stop, paused=lambda: orders.switch.on)
+        await learn(
+            config,
+            Path(task.learner_socket),
+            orders.stop,
+            paused=lambda: orders.switch.on,
+            configs=orders.configs,
+        )
 
     return _main(run, asyncio.run)
 
@@ -167,7 +191,7 @@ async def _until_stopped(
 ) -> None:
     """Run the work until it ends; ask it to stop on SIGTERM and when the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    orders = Orders()
+    orders = Orders(task.name)
     stop = orders.stop
 
     def ask_to_stop() -> None:

@@ -14,9 +14,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from config.conflicts import warnings
-from config.loader import ConfigError, load
-from config.schema import Auth, Config
+from config.schema import Config
 from proxy import logs
+from proxy.configuration import REFUSED, read
 from proxy.version import version as installed_version
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def serve(config: ConfigPath = None) -> None:
     options = _load(config)
     logs.set_up(options.log, "supervisor")
     try:
-        asyncio.run(Supervisor(options).run())
+        asyncio.run(Supervisor(options, path=config, read=lambda: read(config, os.environ)).run())
     except StartError as error:
         _fail(str(error), 1)
 
@@ -200,36 +200,9 @@ def main() -> None:
 
 def _load(path: Path | None) -> Config:
     try:
-        config = load(path, os.environ)
-    except ConfigError as error:
+        return read(path, os.environ)
+    except REFUSED as error:
         _fail(str(error), 2)
-    _check_users_file(config.auth)
-    _check_certificates(config)
-    return config
-
-
-def _check_users_file(auth: Auth) -> None:
-    """Refuse to start with a users file that cannot be used; a running proxy would keep the old users."""
-    if auth.mode == "relay" or auth.users_file is None:
-        return
-    from proxy.auth.lookup import read_users
-    from proxy.auth.users import UsersFileError
-
-    try:
-        read_users(auth.users_file)
-    except UsersFileError as error:
-        _fail("\n  ".join([f"auth.users_file {auth.users_file}:", *error.problems]), 2)
-
-
-def _check_certificates(config: Config) -> None:
-    """Refuse to start with certificates that cannot be used; a running proxy would keep the old ones."""
-    if config.listen.effective_tls_mode == config.upstream.effective_sslmode == "disable":
-        return
-    from proxy.net.certificates import problems
-
-    found = problems(config)
-    if found:
-        _fail("\n  ".join(["certificates cannot be used:", *found]), 2)
 
 
 def _fail(message: str, code: int) -> NoReturn:

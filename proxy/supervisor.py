@@ -4,7 +4,8 @@ It carries no traffic and loads nothing that could crash it.  Because the socket
 is found before anything is started, and a worker that crashes loses its connections but not its place: new
 clients wait in the socket's queue until it is back.  Every worker has a socket of its own (SO_REUSEPORT),
 among which the kernel spreads the connections; a unix socket is one that all
-share.  SIGHUP makes the workers read certificates again.
+share.  SIGHUP makes the workers read certificates again, and the supervisor the configuration
+(`proxy.configuration.Reloader`), which it passes on to the children that run and to those that it starts.
 
 Life of a child::
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import os
 import resource
@@ -40,10 +42,12 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 import proxy
 from config.conflicts import warnings
 from config.schema import Config, Listen, host_port
+from proxy import logs
 from proxy.admin import server
 from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
-from proxy.children import READY, Message, RelayOnly, Reload, Task, Thrown
+from proxy.children import READY, Configure, Message, RelayOnly, Reload, Task, Thrown
+from proxy.configuration import Reloader
 from proxy.net.admission import open_files, too_few_files
 from proxy.net.listening import UnixListener
 from proxy.net.places import Places
@@ -229,6 +233,11 @@ class Child:
         if process is not None and process.stdin is not None and not process.stdin.is_closing():
             process.stdin.write(msgspec.json.encode(message) + b"\n")
 
+    def configure(self, config: str) -> None:
+        """Give the process another configuration (`Config.to_json`), and those that take its place."""
+        self._task = msgspec.structs.replace(self._task, config=config)
+        self.send(Configure(config))
+
     def kill(self) -> None:
         """End the process at once; it is not started again."""
         self._stopping.set()
@@ -291,28 +300,53 @@ class Child:
 
 
 class Supervisor:
-    """The processes of one proxy.  `command` gives the command line of a child, for tests."""
+    """The processes of one proxy.
 
-    def __init__(self, config: Config, command: Command = own_command) -> None:
+    Parameters
+    ----------
+    config
+        What holds at the start.
+    path, read
+        Its file, and what reads it again; without a file it is read on SIGHUP only.
+    command
+        Gives the command line of a child, for tests.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        command: Command = own_command,
+        *,
+        path: Path | None = None,
+        read: Callable[[], Config] | None = None,
+    ) -> None:
         self._config = config
         self._command = command
+        self._reloader = Reloader(config, path, read or (lambda: config), self._configure)
+        self._background: set[asyncio.Task[None]] = set()
+        self._changing_learner = asyncio.Lock()
         self._stop = asyncio.Event()
         self._workers: list[Child] = []
         self._learner: Child | None = None
-        self._learner_socket: Path | None = None
+        self._directory = Path()  # of this run
         self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
         self._switch = KillSwitch(
             config.store.path, configured=config.learning.relay_only, told=self._tell_switched
         )
         self._registry = CollectorRegistry()
-        self._learning = config.learner.dsn is not None and config.learning.enabled
         self._metrics = SupervisorMetrics(
             self._registry,
             workers_up=lambda: sum(worker.ready for worker in self._workers),
             upstream_up=lambda: self._upstream.answered,
-            learner=self._learning,
+            learner=lambda: self._learning,
+            config_in_force=lambda: not self._reloader.refused,
             relay_only=lambda: self._switch.on,
         )
+
+    @property
+    def _learning(self) -> bool:
+        """Whether there is to be a learner."""
+        return self._config.learner.dsn is not None and self._config.learning.enabled
 
     async def run(self) -> None:
         """Serve until a signal or `stop` comes; return when every process has ended.
@@ -334,7 +368,7 @@ class Supervisor:
             _closing(sockets),
             bind_unix(listen, sockets[0][0].getsockname()[1]) as local,
         ):
-            directory = Path(name)
+            self._directory = directory = Path(name)
             if len(os.fsencode(directory / LEARNER_SOCKET)) > MAX_SOCKET_PATH:
                 raise StartError(
                     f"the path of a unix socket in {name} is too long; set TMPDIR to a shorter one"
@@ -343,11 +377,11 @@ class Supervisor:
             MultiProcessCollector(self._registry, str(directory / "metrics"))  # type: ignore[no-untyped-call]
             admin = await self._start_admin()
             self._handle_signals()
-            self._start_children(directory, sockets, local)
+            self._start_children(sockets, local)
             self._log_start(sockets[0], local, admin)
-            checks = [asyncio.create_task(check) for check in self._checks()]
+            checks = [asyncio.create_task(check) for check in (*self._checks(), self._reloader.watch())]
             await self._stop.wait()
-            for check in checks:
+            for check in (*checks, *self._background):
                 check.cancel()
             await self._end(sockets, local)
             await admin.close()
@@ -375,10 +409,33 @@ class Supervisor:
         self._tell_switched(self._switch.on)  # the worker may have to be told that it is held
 
     def reload(self) -> None:
-        """Have the workers look at certificates and keys now."""
-        logger.info("reading certificates again; the rest of the configuration is read at a start only")
+        """Read the configuration, certificates and keys now."""
+        logger.info("reading the configuration and certificates again")
         for worker in self._workers:
             worker.send(Reload())
+        self._in_background(self._reloader.reload(asked=True))
+
+    def _configure(self, config: Config) -> None:
+        """Put another configuration in force; the learner begins or ends with `learning.enabled`."""
+        self._config = config
+        logs.set_up(config.log, "supervisor")
+        for child in self._children():
+            child.configure(config.to_json())
+        self._switch.configure(config.learning.relay_only)
+        self._in_background(self._start_or_stop_learner())
+
+    async def _start_or_stop_learner(self) -> None:
+        async with self._changing_learner:
+            if self._learning and self._learner is None:
+                self._start_learner()
+            elif not self._learning and self._learner is not None:
+                await self._learner.stop()
+                self._learner = None
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def problems(self) -> list[str]:
         """Return the reasons for which clients cannot be served; none: ready."""
@@ -390,9 +447,9 @@ class Supervisor:
 
     async def ask(self, question: bytes) -> bytes:
         """Carry a question to the learner; raises NoAnswerError."""
-        if self._learner_socket is None:
+        if self._learner is None:
             raise NoAnswerError("there is no learner: see learner.dsn and learning.enabled")
-        return await ask_learner(self._learner_socket, question)
+        return await ask_learner(self._directory / LEARNER_SOCKET, question)
 
     def _children(self) -> list[Child]:
         return [*self._workers, *([self._learner] if self._learner else [])]
@@ -415,48 +472,51 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGUSR1, self._switch.throw, True, "SIGUSR1")
         loop.add_signal_handler(signal.SIGUSR2, self._switch.throw, False, "SIGUSR2")
 
-    def _start_children(
-        self, directory: Path, sockets: list[list[socket.socket]], local: UnixListener | None
-    ) -> None:
-        environment = child_environment(directory / "metrics")
-        config = self._config.to_json()
-        learner_socket = str(directory / LEARNER_SOCKET) if self._learning else None
-
-        places = directory / "places"
+    def _start_children(self, sockets: list[list[socket.socket]], local: UnixListener | None) -> None:
+        if self._learning:
+            self._start_learner()
+        places = self._directory / "places"
         Places.prepare(places, len(sockets))
         counted = Places.shared(places, 0, len(sockets))
-
-        def start(kind: str, task: Task) -> Child:
-            def on_exit(pid: int) -> None:
-                if kind == "worker":
-                    counted.clear(task.number)
-                self._metrics.exits.labels(kind).inc()
-                mark_process_dead(pid, str(directory / "metrics"))  # type: ignore[no-untyped-call]
-
-            child = Child(task, self._command(kind), environment, on_exit)
-            child.lasting[RelayOnly] = RelayOnly(self._switch.on)
-            child.heard = self._heard
-            child.start(BackOff())
-            return child
-
-        if learner_socket:
-            self._learner_socket = Path(learner_socket)
-            self._learner = start("learner", Task("learner", config, (), learner_socket, LEARNER_PATIENCE))
         patience = self._config.limits.drain_timeout + GRACE
         for number, listening in enumerate(sockets, 1):
             shared = [local.socket] if local else []
             numbers = tuple(each.fileno() for each in [*listening, *shared])
             task = Task(
                 f"worker {number}",
-                config,
+                self._config.to_json(),
                 numbers,
-                learner_socket,
+                self._learner_socket,
                 patience,
                 places=str(places),
                 number=number - 1,
                 workers=len(sockets),
             )
-            self._workers.append(start("worker", task))
+            self._workers.append(self._start("worker", task, functools.partial(counted.clear, task.number)))
+
+    def _start_learner(self) -> None:
+        task = Task("learner", self._config.to_json(), (), self._learner_socket, LEARNER_PATIENCE)
+        self._learner = self._start("learner", task)
+
+    @property
+    def _learner_socket(self) -> str | None:
+        """Where workers reach the learner; None where there never is one."""
+        return str(self._directory / LEARNER_SOCKET) if self._config.learner.dsn is not None else None
+
+    def _start(self, kind: str, task: Task, tidy: Callable[[], None] = lambda: None) -> Child:
+        """Start a child; `tidy` is called whenever its process has ended."""
+        metrics = self._directory / "metrics"
+
+        def on_exit(pid: int) -> None:
+            tidy()
+            self._metrics.exits.labels(kind).inc()
+            mark_process_dead(pid, str(metrics))  # type: ignore[no-untyped-call]
+
+        child = Child(task, self._command(kind), child_environment(metrics), on_exit)
+        child.lasting[RelayOnly] = RelayOnly(self._switch.on)
+        child.heard = self._heard
+        child.start(BackOff())
+        return child
 
     def _log_start(
         self, sockets: list[socket.socket], local: UnixListener | None, admin: server.AdminServer

@@ -33,7 +33,7 @@ Ready to use, in [helm/ruvector-proxy/monitoring](../helm/ruvector-proxy/monitor
 
 - `alerts.yaml`: rules for Prometheus (`rule_files`): recall below its target by more than chance, server
   unreachable, no worker, learner away or behind, settings refused by the server, queries lost on the way
-  to the learner, processes that keep ending. [Cases](../tests/monitoring/alerts.test.yaml) for
+  to the learner, a configuration that was refused, processes that keep ending. [Cases](../tests/monitoring/alerts.test.yaml) for
   `promtool test rules` show when each fires, and when not.
 - `dashboard.json`: for Grafana (Dashboards, Import). It asks for the data source. A test runs its queries
   in Prometheus; nobody has looked at it in Grafana yet, which could not be installed where it was made.
@@ -78,7 +78,7 @@ def catalogue() -> dict[str, list[Family]]:
     workers, learner, supervisor = _Listing(), _Listing(), _Listing()
     WorkerMetrics(workers)
     LearnerMetrics(learner)
-    SupervisorMetrics(supervisor, workers_up=int, upstream_up=bool, learner=True)
+    SupervisorMetrics(supervisor, workers_up=int, upstream_up=bool, learner=bool, config_in_force=bool)
     return {
         "Counted by the workers": workers.families,
         "Counted by the learner": learner.families,

@@ -21,9 +21,11 @@ class SupervisorMetrics:
     upstream_up
         Returns whether the server answered when it was asked last.
     learner
-        Whether a learner is configured.
+        Returns whether a learner is configured.
     relay_only
         Returns whether the kill switch is thrown.
+    config_in_force
+        Returns whether the configuration in force is that of its file.
     """
 
     def __init__(
@@ -32,7 +34,8 @@ class SupervisorMetrics:
         *,
         workers_up: Callable[[], int],
         upstream_up: Callable[[], bool],
-        learner: bool,
+        learner: Callable[[], bool],
+        config_in_force: Callable[[], bool],
         relay_only: Callable[[], bool] = bool,
     ) -> None:
         self.exits = Counter(
@@ -55,7 +58,13 @@ class SupervisorMetrics:
         configured = Gauge(
             "ruvector_learner_configured", "1 where a learner is configured, else 0.", registry=registry
         )
-        configured.set(learner)
+        configured.set_function(learner)
+        reloaded = Gauge(
+            "ruvector_config_last_reload_successful",
+            "1 while the configuration in force is that of its file; 0 where the file was refused.",
+            registry=registry,
+        )
+        reloaded.set_function(config_in_force)
         build = Gauge(
             "ruvector_build_info", "Always 1; the label says what runs.", ("version",), registry=registry
         )

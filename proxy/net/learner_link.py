@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from config.schema import Config
 from learning import channel
 from learning.optimizer import SearchOptimizer
 from learning.records import Snapshot, Trajectory
@@ -30,6 +31,32 @@ _MAX_BATCH: Final = 100  # executions turned into trajectories in one go: a few 
 _FIRST_LINK_SECONDS: Final = 3.0  # that a call waits for the learner while the proxy starts
 _BACKOFF: Final = (0.1, 5.0)  # first and longest wait, seconds
 _MAX_TEMPLATES: Final = 10_000  # announced per link; an application with more is not learned from any further
+
+
+class Links:
+    """The link, while there is to be one; `path` is None where there never is a learner."""
+
+    def __init__(self, path: Path | None, adapter: Adapter) -> None:
+        self._path = path
+        self._adapter = adapter
+        self._running: asyncio.Task[None] | None = None
+
+    def configure(self, config: Config) -> None:
+        """Make the link, or end it."""
+        if self._path is None or config.learning.enabled == (self._running is not None):
+            return
+        if config.learning.enabled:
+            link = LearnerLink(self._path, self._adapter, buffer_size=config.learning.trajectory_buffer_size)
+            self._running = asyncio.create_task(link.run())
+        else:
+            self.close()
+            self._adapter.forget_learner()
+
+    def close(self) -> None:
+        """End the link."""
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
 
 
 class LearnerLink:

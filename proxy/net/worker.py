@@ -23,7 +23,7 @@ from proxy.net.admission import Gate
 from proxy.net.authentication import Authenticator
 from proxy.net.client_tls import ClientTLS
 from proxy.net.farewell import Farewells
-from proxy.net.learner_link import LearnerLink
+from proxy.net.learner_link import Links
 from proxy.net.places import Places
 from proxy.net.relay import ClientConnection
 from proxy.net.upstream import Upstream
@@ -50,22 +50,16 @@ async def run(
     reload: asyncio.Event | None = None,
     switch: Follower | None = None,
     places: Places | None = None,
+    configs: asyncio.Queue[Config] | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain; certificates are looked at when `reload` is set, each time.
+    """Serve until `stop` is set, then drain.
 
+    Certificates are looked at when `reload` is set, each time; what comes in `configs` is put in force.
     `places`: where the limits on connections are counted; None: this is the only worker.
     """
     _calm_garbage_collector()
     sys.setswitchinterval(_SWITCH_SECONDS)
-    interface = Interface(
-        enabled=config.sql.enabled,
-        manager=config.sql.manager,
-        report_query_id=config.sql.report_query_id,
-        target_recall=config.learning.target_recall,
-        optimize_for=config.learning.optimize_for,
-        reads_settings=config.sql.enabled,
-    )
-    adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=interface)
+    adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=_interface(config))
     adapter.observe = metrics.observe
     adapter.longest_message = int(config.limits.max_message * 1e6)
     if switch is not None:
@@ -81,9 +75,10 @@ async def run(
     tasks = [asyncio.create_task(_flush(metrics, gate))]
     if keepers:
         tasks.append(asyncio.create_task(certificates.watch(keepers, reload or asyncio.Event())))
-    if learner_socket is not None:
-        link = LearnerLink(learner_socket, adapter, buffer_size=config.learning.trajectory_buffer_size)
-        tasks.append(asyncio.create_task(link.run()))
+    links = Links(learner_socket, adapter)
+    links.configure(config)
+    if configs is not None:
+        tasks.append(asyncio.create_task(_follow(configs, adapter, links)))
 
     authenticator = await _authenticator(config)
     if authenticator is not None:
@@ -118,12 +113,32 @@ async def run(
         for connection in list(connections):
             connection.abort_for_shutdown()
         await farewells.over()
+        links.close()
         for task in tasks:
             task.cancel()
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
         metrics.flush()
+
+
+def _interface(config: Config) -> Interface:
+    return Interface(
+        enabled=config.sql.enabled,
+        manager=config.sql.manager,
+        report_query_id=config.sql.report_query_id,
+        target_recall=config.learning.target_recall,
+        optimize_for=config.learning.optimize_for,
+        reads_settings=config.sql.enabled,
+    )
+
+
+async def _follow(configs: asyncio.Queue[Config], adapter: Adapter, links: Links) -> None:
+    """Put other configurations in force as they come; what is said of tables comes from the learner."""
+    while True:
+        config = await configs.get()
+        adapter.configure(enabled=config.learning.enabled, interface=_interface(config))
+        links.configure(config)
 
 
 async def _authenticator(config: Config) -> Authenticator | None:

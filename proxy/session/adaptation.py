@@ -167,17 +167,11 @@ class Adapter:
         self, counters: Counters, *, enabled: bool = True, interface: Interface | None = None
     ) -> None:
         self.interface = interface if interface is not None else Interface()
-        self.consult: Consult = _no_learner
         self.counters = counters
         self.enabled = enabled
-        self.record: Callable[[Execution], None] = _ignore_execution
         self.observe: Callable[[str, str, str, float, float], None] = _ignore_observation
-        self.injection_failed: Callable[[str, str, str], None] = _ignore_failure
-        on = self.interface.enabled
-        self._recogniser = Recogniser(
-            rewrite=Rewriter(self.interface.defaults) if on else None,
-            without_clause=without_clause if on else None,
-        )
+        self.forget_learner()
+        self._recogniser = _recogniser(self.interface)
         self.relay_only = False  # the kill switch, see proxy.relay_only
         self.throw: Callable[[bool, str], None] = lambda on, by: None  # tells the supervisor
         self.longest_message = framing.MAX_LENGTH + 1  # bytes that a client may send in one, header included
@@ -185,6 +179,18 @@ class Adapter:
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))
         self._version = 0
+
+    def forget_learner(self) -> None:
+        """There is no learner (any more): nothing is recorded, and nobody can be asked."""
+        self.consult: Consult = _no_learner
+        self.record: Callable[[Execution], None] = _ignore_execution
+        self.injection_failed: Callable[[str, str, str], None] = _ignore_failure
+
+    def configure(self, *, enabled: bool, interface: Interface) -> None:
+        """Put other options in force from the next query on."""
+        self.enabled = enabled
+        if interface != self.interface:  # what was cached of texts holds the old defaults
+            self.interface, self._recogniser = interface, _recogniser(interface)
 
     @property
     def version(self) -> int:
@@ -310,6 +316,13 @@ class Adapter:
         bound.settings = ()
         self._switched_off.add(bound.query.template.key)
         self.injection_failed(bound.query.template.key, sqlstate, message)
+
+
+def _recogniser(interface: Interface) -> Recogniser:
+    return Recogniser(
+        rewrite=Rewriter(interface.defaults) if interface.enabled else None,
+        without_clause=without_clause if interface.enabled else None,
+    )
 
 
 def _canonical(value: Value | None, type_oid: int) -> str | None:

@@ -197,12 +197,11 @@ def test_index_built_later_is_noticed(
     run(scenario())
 
 
-@pytest.mark.parametrize("option", [{"adaptive_search": False}, {"learning": False}])
 def test_nothing_is_kept_of_a_table_that_is_switched_off(
-    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path, option: dict[str, bool]
+    postgres: EmbeddedPostgres, database: str, state: Path, socket_path: Path
 ) -> None:
     create_items(postgres.dsn(database), rows=500)
-    config = configuration(postgres, state, tables={"public.items": option})
+    config = configuration(postgres, state, tables={"public.items": {"learning": False}})
 
     async def scenario() -> None:
         found = template(FILTERED, database)

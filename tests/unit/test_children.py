@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from config.schema import Config, Learner
-from proxy.children import READY, Reload, Task
+from proxy.children import READY, Configure, Reload, Task
 from proxy.supervisor import child_environment, own_command
 
 pytestmark = pytest.mark.slow  # processes are started
@@ -37,6 +37,14 @@ async def counts(task, config, orders):
         await orders.reload.wait()
         orders.reload.clear()
         print("reloaded", flush=True)
+    await orders.stop.wait()
+
+async def configured(task, config, orders):
+    children._announce()
+    config = await orders.configs.get()
+    print(config.learner.budget, flush=True)
+    import logging
+    logging.debug("now heard")
     await orders.stop.wait()
 
 async def deaf(task, config, orders):
@@ -130,6 +138,21 @@ def test_the_hidden_commands_refuse_to_run_without_a_supervisor(kind: str, tmp_p
     )
     assert done.returncode == 2
     assert b"use: ruvector-proxy serve" in done.stderr
+
+
+def test_another_configuration_reaches_a_child_and_its_log(tmp_path: Path) -> None:
+    another = Config.model_validate({"log": {"level": "debug"}, "learner": {"budget": 0.5}})
+    message = msgspec.json.encode(Configure(another.to_json())) + b"\n"
+    child = start("configured", tmp_path, more=b'{"type": "Unheard-of"}\n' + message)
+    read_ready(child)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"0.5\n"
+    child.send_signal(signal.SIGTERM)
+    code, log = finish(child)
+    assert code == 0
+    assert "DEBUG   worker 7" in log
+    assert "now heard" in log
+    assert "what this version does not understand" in log
 
 
 def test_messages_are_heard_however_they_arrive(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from learning.dialects import IndexInfo, ladder
 from learning.distillation import TableFacts
 from learning.inventory import Confirmed, expand_user
 from learning.plans import Plan
-from learning.policy import OFF_BY_CONFIGURATION, REFRESH, Publication, permitted
+from learning.policy import NO_LEARNING, NOT_ADAPTIVE, REFRESH, Publication, permitted
 from learning.probe import number, recall
 from learning.records import (
     ArmResult,
@@ -201,12 +201,17 @@ def test_new_reason_for_leaving_a_template_alone_goes_out_and_progress_does_not(
     assert publication.next({"k": observe(TEMPLATE, "t", "refused")}, 1003.2) is not None  # at once
 
 
-def test_restored_policy_of_a_table_switched_off_meanwhile_is_not_served() -> None:
+@pytest.mark.parametrize(
+    ("option", "reason"), [({"adaptive_search": False}, NOT_ADAPTIVE), ({"learning": False}, NO_LEARNING)]
+)
+def test_restored_policy_of_a_table_switched_off_meanwhile_is_not_served(
+    option: dict[str, bool], reason: str
+) -> None:
     snapshot = Snapshot(3, 0.0, {"k": policy()})
-    config = Config.model_validate({"tables": {"public.items": {"adaptive_search": False}}})
+    config = Config.model_validate({"tables": {"public.items": option}})
     assert permitted(snapshot, Config()) == snapshot
     found = permitted(snapshot, config).templates["k"]
-    assert (found.trust, found.reason, found.contexts) == (Trust.OBSERVE, OFF_BY_CONFIGURATION, {})
+    assert (found.trust, found.reason, found.contexts) == (Trust.OBSERVE, reason, {})
 
 
 # --- registry -----------------------------------------------------------------------------------------------------
