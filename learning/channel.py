@@ -181,7 +181,7 @@ class FrameReader:
                 break
             try:
                 frames.append(_decoder.decode(memoryview(buffer)[start + 4 : end].tobytes()))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ChannelError(f"frame does not decode: {error}") from error
             start = end
         if start:

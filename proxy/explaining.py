@@ -8,14 +8,13 @@ recognises the traffic, and its arguments are decoded by the code that decodes t
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from config.schema import Admin, Config, host_port
+from config.schema import Admin, Config
 from learning.advice import Advice, TableView, for_text
 from learning.answering import (
     Advise,
@@ -33,10 +32,9 @@ from learning.explain import Explanation, explain
 from learning.records import Value
 from learning.sqlite_file import Kept, read
 from learning.trajectory import canonical_values
+from proxy.admin.client import AdminClient, UnreachableError
 from proxy.sql import Recogniser, Scope, VectorQuery
 from proxy.sql.vectors import decode_limit, decode_vector
-
-_PATIENCE = 20.0  # seconds for a running proxy to answer
 
 
 class CannotExplainError(Exception):
@@ -96,17 +94,9 @@ def explain_statement(
 
 def ask(admin: Admin, inquiry: Explain | Advise) -> Reply | None:
     """Ask the running proxy; None: there is none that answers."""
-    if not admin.port:
-        return None
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(admin.host, admin.host)  # noqa: S104
-    headers = {"Authorization": f"Bearer {admin.token.get_secret_value()}"} if admin.token else {}
-    request = urllib.request.Request(
-        f"http://{host_port(host, admin.port)}/ask", msgspec.json.encode(inquiry), headers, method="POST"
-    )
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as response:  # noqa: S310
-            return decode_reply(response.read())
-    except (OSError, msgspec.DecodeError):  # nobody listens, or somebody else does
+        return decode_reply(AdminClient(admin).request("/ask", msgspec.json.encode(inquiry)))
+    except (UnreachableError, msgspec.DecodeError):  # nobody listens, or somebody else does
         return None
 
 

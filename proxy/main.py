@@ -1,7 +1,8 @@
 """The command line, and the place where the parts are put together.
 
-Exit codes: 0 all well, 1 something failed while running, 2 the configuration or the command line is wrong.  A
-mistake of the user gets a message that says what to do, never a stack trace.
+Exit codes: 0 all well, 1 something failed while running, 2 the configuration or the command line is wrong,
+3 the proxy runs and is not ready (`status`).  A mistake of the user gets a message that says what to do,
+never a stack trace.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from proxy.version import version as installed_version
 app = typer.Typer(
     name="ruvector-proxy",
     help="A transparent PostgreSQL proxy that keeps vector search at a declared recall.",
+    epilog="Exit codes: 0 all well; 1 something failed; 2 the configuration or the command line is wrong; "
+    "3 the proxy runs and is not ready (status).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
 )
 
 ConfigPath = Annotated[
@@ -38,6 +41,9 @@ ConfigPath = Annotated[
         show_default=False,
     ),
 ]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.command(epilog="Example: ruvector-proxy serve --config proxy.toml")
@@ -76,7 +82,7 @@ def explain(
     ] = None,
     database: Annotated[str | None, typer.Option(help="Where several databases know the statement.")] = None,
     user: Annotated[str | None, typer.Option(help="Where several users sent the statement.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    json: Json = False,
 ) -> None:
     """Show which settings a statement gets, what was measured for it, and why."""
     import msgspec
@@ -88,6 +94,45 @@ def explain(
     except CannotExplainError as error:
         _fail("\n".join([str(error), *(f"advice: {advice.text}" for advice in error.advice)]), 1)
     typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if json else as_text(found))
+
+
+@app.command("status", epilog="Example: ruvector-proxy status --config proxy.toml --json")
+def show_status(config: ConfigPath = None, json: Json = False) -> None:
+    """Show the state of the running proxy: traffic, and recall and latency by table."""
+    import msgspec
+
+    from proxy.admin.client import AdminClient, UnreachableError
+    from proxy.status import as_text, ask, status
+
+    try:
+        found = status(*ask(AdminClient(_load(config).admin)))
+    except UnreachableError as error:
+        _fail(str(error), 1)
+    typer.echo(msgspec.json.format(msgspec.json.encode(found), indent=2) if json else as_text(found))
+    if not found.ready:
+        raise typer.Exit(3)
+
+
+@app.command(epilog="Example: ruvector-proxy top --config proxy.toml --interval 5")
+def top(
+    config: ConfigPath = None,
+    interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 2.0,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, help="Frames to show; without it until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Show live what the running proxy does: rates, latencies, recall by table, recent queries and why."""
+    from rich.console import Console
+
+    from proxy.admin.client import AdminClient, UnreachableError
+    from proxy.top import show
+
+    try:
+        show(AdminClient(_load(config).admin), Console(), interval=interval, count=count)
+    except UnreachableError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        pass
 
 
 patterns = typer.Typer(

@@ -457,7 +457,14 @@ class Supervisor:
     async def _start_admin(self) -> server.AdminServer:
         options = self._config.admin
         try:
-            return await server.start(options, self._registry, self.problems, self.ask, self._switch)
+            return await server.start(
+                options,
+                self._registry,
+                self.problems,
+                self.ask,
+                self._switch,
+                lambda: self._reloader.refused,
+            )
         except OSError as error:
             where = host_port(options.host, options.port)
             raise StartError(

@@ -33,8 +33,8 @@ Ready to use, in [helm/ruvector-proxy/monitoring](../helm/ruvector-proxy/monitor
 
 - `alerts.yaml`: rules for Prometheus (`rule_files`): recall below its target by more than chance, server
   unreachable, no worker, learner away or behind, settings refused by the server, queries lost on the way
-  to the learner, a configuration that was refused, processes that keep ending. [Cases](../tests/monitoring/alerts.test.yaml) for
-  `promtool test rules` show when each fires, and when not.
+  to the learner, a configuration that was refused, processes that keep ending.
+  [Cases](../tests/monitoring/alerts.test.yaml) for `promtool test rules` show when each fires, and when not.
 - `dashboard.json`: for Grafana (Dashboards, Import). It asks for the data source. A test runs its queries
   in Prometheus; nobody has looked at it in Grafana yet, which could not be installed where it was made.
 

@@ -62,10 +62,14 @@ async def start(
     readiness: Readiness,
     ask: Ask,
     switch: KillSwitch | None = None,
+    refused: Callable[[], str] = str,
 ) -> AdminServer:
-    """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen."""
+    """Start the server; port 0 takes any free one.  Raises OSError where it cannot listen.
+
+    `refused` returns why the configuration file is not in force; empty: it is.
+    """
     application = web.Application(client_max_size=MAX_QUESTION, middlewares=[guard(options)])
-    application.add_routes(_routes(registry, readiness, ask, switch))
+    application.add_routes(_routes(registry, readiness, ask, switch, refused))
     if switch is not None:
         application.add_routes(_switch_routes(switch, has_token=options.token is not None))
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
@@ -113,7 +117,11 @@ def _switch_routes(switch: KillSwitch, *, has_token: bool) -> list[web.RouteDef]
 
 
 def _routes(
-    registry: CollectorRegistry, readiness: Readiness, ask: Ask, switch: KillSwitch | None
+    registry: CollectorRegistry,
+    readiness: Readiness,
+    ask: Ask,
+    switch: KillSwitch | None,
+    refused: Callable[[], str],
 ) -> list[web.RouteDef]:
     learner = LearnerOverview(ask)
 
@@ -147,8 +155,13 @@ def _routes(
             known, away = await learner.get(), None
         except NoAnswerError as error:
             known, away = b"null", str(error)
-        proxy = {"version": version(), "reasons": reasons, "learner_away": away}
-        proxy |= {"relay_only": switch.why if switch is not None and switch.on else None}
+        proxy = {
+            "version": version(),
+            "reasons": reasons,
+            "relay_only": switch.why if switch is not None and switch.on else None,
+            "config_refused": refused(),
+            "learner_away": away,
+        }
         # The learner's answer is JSON already.
         body = json.dumps(proxy)[:-1].encode() + b', "learner": ' + known + b"}"
         return web.Response(body=body, content_type="application/json")

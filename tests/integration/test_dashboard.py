@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from bench.embedded import EmbeddedPostgres
+from proxy.main import app
 from tests.integration.browser import CHROMIUM, page
 from tests.integration.interface_kit import Interface, interface
 from tests.integration.learner_kit import text
@@ -86,6 +88,27 @@ def test_the_overview_shows_what_was_served_and_why(learned: Interface) -> None:
 def test_asking_neither_counts_as_a_worker_nor_costs_the_workers_anything(learned: Interface) -> None:
     overview(learned)
     until(lambda: learned.served.metric("ruvector_learner_workers") == 1.0)
+
+
+def test_status_and_top_tell_the_same_in_a_terminal(
+    learned: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUVECTOR_ADMIN_PORT", str(learned.served.admin_port))
+
+    def told(*arguments: str) -> str:
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    answer = json.loads(told("status", "--json"))
+    assert answer["ready"] is True
+    assert answer["queries_adapted"] > 0
+    (items,) = (table for table in answer["tables"] if table["table"] == "public.items")
+    assert {kind["statement"] for kind in items["kinds"]} == {each["template"] for each in templates(learned)}
+    assert "public.items, target recall 0.95" in told("status")
+    frames = told("top", "--count", "2", "--interval", "0.5")
+    for words in ("ready", "statements/s", "public.items", "0.95", "recent queries"):
+        assert words in frames
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")

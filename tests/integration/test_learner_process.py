@@ -268,7 +268,7 @@ def test_malformed_frame_costs_only_its_own_connection(
                 assert await bad.closed()
                 await bad.close()
             await good.announce(found, [query(found, vector) for vector in QUERIES])
-            assert (await good.policy(found)).trust is Trust.STATIC
+            assert (await good.policy(found)).trust is not Trust.OBSERVE
 
     run(scenario())
 

@@ -152,7 +152,7 @@ def test_options_change_under_load_and_no_client_notices(
 def test_a_target_set_in_the_file_is_what_show_tells(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
     with serving(tmp_path, ("127.0.0.1", postgres.port)) as served:
         served.wait_ready()
-        with served.connect(autocommit=True) as connection:
+        with served.connect(autocommit=True, prepare_threshold=None) as connection:
 
             def shown() -> object:
                 row = connection.execute("SHOW ruvector.target_recall").fetchone()

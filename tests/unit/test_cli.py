@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
+from proxy import docs
 from proxy.main import app
 
 NO_OPTIONS = {"RUVECTOR_CONFIG": None}
@@ -24,7 +27,7 @@ def run(*arguments: str, **env: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "check-config", "demo", "version"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "explain", "status", "top", "demo", "version"])
 def test_every_command_is_listed_and_explains_itself(command: str) -> None:
     code, listed, _ = run("--help")
     assert (code, command in listed) == (0, True)
@@ -33,9 +36,61 @@ def test_every_command_is_listed_and_explains_itself(command: str) -> None:
     assert f"Usage: ruvector-proxy {command} [OPTIONS]" in text
 
 
-@pytest.mark.parametrize("command", ["serve", "check-config", "demo"])
+@pytest.mark.parametrize("command", ["serve", "check-config", "status", "top", "demo"])
 def test_help_shows_an_example(command: str) -> None:
     assert f"Example: ruvector-proxy {command}" in run(command, "--help")[1]
+
+
+@pytest.mark.parametrize("command", ["status", "top"])
+def test_where_no_proxy_answers_is_exit_code_1_with_the_address(command: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # nobody listens there
+        port = str(other.getsockname()[1])
+        code, _, errors = run(command, RUVECTOR_ADMIN_PORT=port)
+    assert code == 1
+    assert f"no proxy answers at http://127.0.0.1:{port} (" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("reasons", [[], ["no worker is up"]])
+def test_status_tells_whether_the_proxy_is_ready_by_its_exit_code(
+    reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overview = {
+        "version": "1",
+        "reasons": reasons,
+        "relay_only": None,
+        "config_refused": "",
+        "learner_away": "x",
+        "learner": None,
+    }
+    monkeypatch.setattr("proxy.status.ask", lambda client: (overview, {}))
+    code, text, _ = run("status", "--json")
+    assert (code, json.loads(text)["reasons"]) == (3 if reasons else 0, reasons)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str) -> None:
+    """As the scripts of --install-completion ask for it."""
+    words = {
+        "COMP_WORDS": "ruvector-proxy sta",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "ruvector-proxy sta",
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "proxy.main"],
+        env={
+            **os.environ,
+            **words,
+            "_RUVECTOR_PROXY_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "status" in done.stdout
+    assert "explain" not in done.stdout
 
 
 def test_the_children_commands_are_hidden() -> None:
@@ -131,3 +186,7 @@ def test_the_demo_gets_its_options_and_gives_its_exit_code(
     monkeypatch.setitem(sys.modules, "bench.demo", fake)
     assert run("demo", "--fast")[0] == code
     assert given == {"keep": False, "fast": True}
+
+
+def test_the_reference_in_the_repository_is_up_to_date() -> None:
+    assert docs.REFERENCE.read_text(encoding="utf-8") == docs.reference(), "run: python -m proxy.docs"

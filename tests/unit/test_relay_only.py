@@ -68,7 +68,7 @@ def test_a_state_directory_that_cannot_be_written_is_no_reason_not_to_throw_it(
 
 
 def test_a_child_follows() -> None:
-    orders = Orders()
+    orders = Orders("worker 1")
     told: list[bool] = []
     orders.switch.told = told.append
     orders.feed(b'{"type":"RelayOnly","on":true}\n{"type":"Relo')
