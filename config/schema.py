@@ -742,6 +742,17 @@ class Limits(Section):
         ),
         ge=0.0,
     )
+    handover_timeout: float = option(
+        3600.0,
+        "Time for which a worker that was replaced, by a restart without downtime, goes on serving the "
+        "clients that it has; what is left then is drained.",
+        unit="seconds",
+        downside=(
+            "Too short ends connections that a pool would have given back by itself; while it lasts, old and "
+            "new workers take their memory twice."
+        ),
+        ge=0.0,
+    )
     max_connections: int = option(
         0,
         "Clients that are served at the same time, by all workers together; 0: as many as the limit of open "

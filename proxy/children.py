@@ -72,7 +72,13 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     config: str  # Config.to_json: holds secrets
 
 
-Message = Reload | RelayOnly | Configure
+class Retire(msgspec.Struct, frozen=True, tag=True):
+    """Another worker has taken over: accept no more, serve the clients that are there, at most so long."""
+
+    seconds: float
+
+
+Message = Reload | RelayOnly | Configure | Retire
 """What the supervisor may say to a child while it runs."""
 
 
@@ -96,6 +102,7 @@ class Orders:
         self.switch = Follower(_tell_thrown)
         self.reload = asyncio.Event()
         self.configs: asyncio.Queue[Config] = asyncio.Queue()
+        self.retirements: asyncio.Queue[float] = asyncio.Queue()  # seconds
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -113,6 +120,8 @@ class Orders:
                         self.switch.put(message.on)
                     case Reload():
                         self.reload.set()
+                    case Retire():
+                        self.retirements.put_nowait(message.seconds)
             except ValueError:  # msgspec's and pydantic's
                 logger.exception("the supervisor said what this version does not understand")
 
@@ -137,6 +146,7 @@ def worker() -> int:
             stop=orders.stop,
             reload=orders.reload,
             switch=orders.switch,
+            retirements=orders.retirements,
             places=Places.shared(Path(task.places), task.number, task.workers) if task.places else None,
             configs=orders.configs,
         )

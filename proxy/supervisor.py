@@ -3,9 +3,12 @@
 It carries no traffic and loads nothing that could crash it.  Because the sockets are its own, a port in use
 is found before anything is started, and a worker that crashes loses its connections but not its place: new
 clients wait in the socket's queue until it is back.  Every worker has a socket of its own (SO_REUSEPORT),
-among which the kernel spreads the connections; a unix socket is one that all
-share.  SIGHUP makes the workers read certificates again, and the supervisor the configuration
-(`proxy.configuration.Reloader`), which it passes on to the children that run and to those that it starts.
+among which the kernel spreads the connections; a unix socket is one that all share.
+
+    SIGURG   replaces the workers one after the other, without downtime
+    SIGQUIT  replaces the whole program, this process included, without downtime (`proxy.succession`)
+    SIGHUP   makes the workers read certificates again, and the supervisor the configuration
+             (`proxy.configuration.Reloader`), which it passes on to its children
 
 Life of a child::
 
@@ -22,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import logging
 import os
 import resource
@@ -34,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -46,13 +49,14 @@ from proxy import logs
 from proxy.admin import server
 from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
-from proxy.children import READY, Configure, Message, RelayOnly, Reload, Task, Thrown
+from proxy.children import READY, Configure, Message, RelayOnly, Reload, Retire, Task, Thrown
 from proxy.configuration import Reloader
 from proxy.net.admission import open_files, too_few_files
 from proxy.net.listening import UnixListener
 from proxy.net.places import Places
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
 from proxy.relay_only import KillSwitch
+from proxy.succession import Elder, Inheritance, Record, hand_over, inheritance, objection, shared_out
 from proxy.version import version
 
 Command = Callable[[str], list[str]]
@@ -66,6 +70,12 @@ LEARNER_PATIENCE = 10.0
 
 CHECK_TIMEOUT = 2.0
 """Seconds in which the upstream has to answer a readiness check, unless limits.connect_timeout is shorter."""
+
+START_SECONDS = 60.0
+"""Seconds in which a worker that is to replace another has to be ready."""
+
+TABLES = 8
+"""Tables of `proxy.net.places` for each worker: so many may serve, the replaced ones included."""
 
 BACKLOG = 4096
 
@@ -238,6 +248,37 @@ class Child:
         self._task = msgspec.structs.replace(self._task, config=config)
         self.send(Configure(config))
 
+    @property
+    def number(self) -> int:
+        """Number of its table, as a worker (`proxy.net.places`)."""
+        return self._task.number
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended and is not started again."""
+        return self._running is not None and self._running.done()
+
+    async def wait_ready(self, seconds: float) -> bool:
+        """Wait until it is ready; tell whether it was so in time."""
+        deadline = time.monotonic() + seconds
+        while not self.ready and not self.over and time.monotonic() < deadline:  # noqa: ASYNC110  it may end
+            await asyncio.sleep(0.02)
+        return self.ready
+
+    def retire(self, seconds: float) -> None:
+        """Have it accept no more and serve the clients that it has, at most so long; nothing follows it."""
+        self._stopping.set()
+        self.send(Retire(seconds))
+
+    def record(self) -> Record | None:
+        """Return what a successor of this program needs to know of a running process."""
+        process: Any = self._process
+        if process is None or process.returncode is not None:
+            return None
+        stdin, stdout = (process._transport.get_pipe_transport(fd).get_extra_info("pipe") for fd in (0, 1))
+        task = self._task
+        return Record(task.name, process.pid, task.number, stdin.fileno(), stdout.fileno(), task.patience)
+
     def kill(self) -> None:
         """End the process at once; it is not started again."""
         self._stopping.set()
@@ -327,6 +368,11 @@ class Supervisor:
         self._changing_learner = asyncio.Lock()
         self._stop = asyncio.Event()
         self._workers: list[Child] = []
+        self._retired: list[Child | Elder] = []  # they serve the clients that they have
+        self._sockets: list[list[socket.socket]] = []
+        self._local: UnixListener | None = None
+        self._tables = 0
+        self._renewing = asyncio.Lock()
         self._learner: Child | None = None
         self._directory = Path()  # of this run
         self._upstream = UpstreamCheck(config.upstream, min(CHECK_TIMEOUT, config.limits.connect_timeout))
@@ -362,22 +408,25 @@ class Supervisor:
         shortage = too_few_files(self._config.limits, open_files())
         if shortage:
             logger.warning("%s", shortage)
-        sockets = bind(listen.host, listen.port, self._config.workers.resolved)
+        left = inheritance()
+        sockets = left.listening() if left else bind(listen.host, listen.port, self._config.workers.resolved)
+        port = sockets[0][0].getsockname()[1]
         with (
-            tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name,
+            left.run_directory() if left else tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name,
             _closing(sockets),
-            bind_unix(listen, sockets[0][0].getsockname()[1]) as local,
+            left.unix(listen.unix_socket, port) if left else bind_unix(listen, port) as local,
         ):
+            self._sockets, self._local = sockets, local
             self._directory = directory = Path(name)
             if len(os.fsencode(directory / LEARNER_SOCKET)) > MAX_SOCKET_PATH:
                 raise StartError(
                     f"the path of a unix socket in {name} is too long; set TMPDIR to a shorter one"
                 )
-            (directory / "metrics").mkdir()
+            (directory / "metrics").mkdir(exist_ok=True)
             MultiProcessCollector(self._registry, str(directory / "metrics"))  # type: ignore[no-untyped-call]
             admin = await self._start_admin()
             self._handle_signals()
-            self._start_children(sockets, local)
+            self._start_children(left)
             self._log_start(sockets[0], local, admin)
             checks = [asyncio.create_task(check) for check in (*self._checks(), self._reloader.watch())]
             await self._stop.wait()
@@ -451,8 +500,9 @@ class Supervisor:
             raise NoAnswerError("there is no learner: see learner.dsn and learning.enabled")
         return await ask_learner(self._directory / LEARNER_SOCKET, question)
 
-    def _children(self) -> list[Child]:
-        return [*self._workers, *([self._learner] if self._learner else [])]
+    def _children(self) -> list[Child | Elder]:
+        self._retired = [worker for worker in self._retired if not worker.over]
+        return [*self._workers, *self._retired, *([self._learner] if self._learner else [])]
 
     async def _start_admin(self) -> server.AdminServer:
         options = self._config.admin
@@ -476,30 +526,52 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGURG, self.renew)
+        loop.add_signal_handler(signal.SIGQUIT, self.restart)
         loop.add_signal_handler(signal.SIGUSR1, self._switch.throw, True, "SIGUSR1")
         loop.add_signal_handler(signal.SIGUSR2, self._switch.throw, False, "SIGUSR2")
 
-    def _start_children(self, sockets: list[list[socket.socket]], local: UnixListener | None) -> None:
+    def _start_children(self, left: Inheritance | None) -> None:
         if self._learning:
             self._start_learner()
+        count = self._config.workers.resolved
+        self._tables = left.tables if left else TABLES * count
         places = self._directory / "places"
-        Places.prepare(places, len(sockets))
-        counted = Places.shared(places, 0, len(sockets))
-        patience = self._config.limits.drain_timeout + GRACE
-        for number, listening in enumerate(sockets, 1):
-            shared = [local.socket] if local else []
-            numbers = tuple(each.fileno() for each in [*listening, *shared])
-            task = Task(
-                f"worker {number}",
-                self._config.to_json(),
-                numbers,
-                self._learner_socket,
-                patience,
-                places=str(places),
-                number=number - 1,
-                workers=len(sockets),
-            )
-            self._workers.append(self._start("worker", task, functools.partial(counted.clear, task.number)))
+        if left is None:
+            Places.prepare(places, self._tables)
+        for record in left.workers if left else ():
+            self._retired.append(Elder(record, self._heard, self._on_exit("worker", record.number)))
+        self._workers = [self._start_worker(place, count) for place in range(count)]
+        if left is not None:
+            self._in_background(self._take_over(list(self._retired)))
+
+    def _start_worker(self, place: int, count: int) -> Child:
+        """Start one of `count` workers.
+
+        Raises
+        ------
+        LookupError
+            There is no table left for it: too many that were replaced still serve clients.
+        """
+        taken = {child.number for child in self._children() if child is not self._learner}
+        number = next((each for each in range(self._tables) if each not in taken), None)
+        if number is None:
+            raise LookupError(f"{len(self._retired)} workers that were replaced still serve clients")
+        shared = [self._local.socket] if self._local else []
+        sockets = [*shared_out(self._sockets, count)[place], *shared]
+        task = Task(
+            f"worker {place + 1}",
+            self._config.to_json(),
+            tuple(each.fileno() for each in sockets),
+            self._learner_socket,
+            self._config.limits.drain_timeout + GRACE,
+            places=str(self._directory / "places"),
+            number=number,
+            workers=self._tables,
+        )
+        worker = self._start("worker", task)
+        self._workers = [*self._workers, worker]
+        return worker
 
     def _start_learner(self) -> None:
         task = Task("learner", self._config.to_json(), (), self._learner_socket, LEARNER_PATIENCE)
@@ -510,20 +582,98 @@ class Supervisor:
         """Where workers reach the learner; None where there never is one."""
         return str(self._directory / LEARNER_SOCKET) if self._config.learner.dsn is not None else None
 
-    def _start(self, kind: str, task: Task, tidy: Callable[[], None] = lambda: None) -> Child:
-        """Start a child; `tidy` is called whenever its process has ended."""
-        metrics = self._directory / "metrics"
-
-        def on_exit(pid: int) -> None:
-            tidy()
-            self._metrics.exits.labels(kind).inc()
-            mark_process_dead(pid, str(metrics))  # type: ignore[no-untyped-call]
-
-        child = Child(task, self._command(kind), child_environment(metrics), on_exit)
+    def _start(self, kind: str, task: Task) -> Child:
+        environment = child_environment(self._directory / "metrics")
+        child = Child(task, self._command(kind), environment, self._on_exit(kind, task.number))
         child.lasting[RelayOnly] = RelayOnly(self._switch.on)
         child.heard = self._heard
         child.start(BackOff())
         return child
+
+    def _on_exit(self, kind: str, number: int) -> Callable[[int], None]:
+        """Return what is to be called with the process id of a child that is gone."""
+
+        def tidy(pid: int) -> None:
+            if kind == "worker":
+                Places.shared(self._directory / "places", number, self._tables)  # clears its table
+            self._metrics.exits.labels(kind).inc()
+            mark_process_dead(pid, str(self._directory / "metrics"))  # type: ignore[no-untyped-call]
+
+        return tidy
+
+    # -- restarts without downtime -------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Replace the workers, one after the other; nobody loses a connection."""
+        self._in_background(self._renew())
+
+    def restart(self) -> None:
+        """Replace the whole program, this process included; nobody loses a connection."""
+        self._in_background(self._restart())
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            for place in range(len(self._workers)):
+                if not await self._replace(place):
+                    return
+            logger.info("every worker has been replaced")
+
+    async def _replace(self, place: int) -> bool:
+        """Replace one worker; tell whether there is a new one."""
+        workers = list(self._workers)
+        old = workers[place]
+        try:
+            fresh = self._start_worker(place, len(workers))
+        except LookupError as error:
+            logger.error("%s is not replaced: %s", old.name, error)
+            return False
+        if not await fresh.wait_ready(START_SECONDS):
+            logger.error("%s is not replaced: the new one did not get ready in %g s", old.name, START_SECONDS)
+            self._workers = workers
+            await fresh.stop()
+            return False
+        workers[place] = fresh
+        self._workers = workers
+        self._retired.append(old)
+        old.retire(self._config.limits.handover_timeout)
+        return True
+
+    async def _restart(self) -> None:
+        async with self._renewing, self._changing_learner:
+            logger.info("making way for a new start of the whole program")
+            problem = await objection()
+            if problem is not None:
+                logger.error("no restart, everything goes on as it is: %s", problem)
+                return
+            if self._learner is not None:
+                await self._learner.stop()
+                self._learner = None
+            records = [
+                worker.record if isinstance(worker, Elder) else worker.record()
+                for worker in (*self._workers, *self._retired)
+                if not worker.over
+            ]
+            numbers = [[each.fileno() for each in sockets] for sockets in self._sockets]
+            local = self._local.descriptors() if self._local else None
+            running = [record for record in records if record is not None]
+            try:
+                hand_over(Inheritance(str(self._directory), self._tables, numbers, local, running))
+            except OSError as error:
+                logger.error("no restart, everything goes on as it is: %s", reason(error))
+                if self._learning:
+                    self._start_learner()
+
+    async def _take_over(self, elders: list[Child | Elder]) -> None:
+        """Retire the workers of before the restart once ours are ready."""
+        for worker in self._workers:
+            if not await worker.wait_ready(START_SECONDS):
+                logger.error("%s did not get ready; those of before the restart go on accepting", worker.name)
+                return
+        for elder in elders:
+            elder.retire(self._config.limits.handover_timeout)
+        logger.info(
+            "the restart is complete; %d workers of before serve the clients that they have", len(elders)
+        )
 
     def _log_start(
         self, sockets: list[socket.socket], local: UnixListener | None, admin: server.AdminServer
@@ -564,7 +714,7 @@ class Supervisor:
         _close(sockets)  # the workers close theirs: new clients are refused from now on
         if local:
             local.close()
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*(worker.stop() for worker in (*self._workers, *self._retired)))
         if self._learner:
             await self._learner.stop()
 

@@ -41,7 +41,7 @@ class UnixListener:
     def __init__(self, path: Path, mode: int, backlog: int) -> None:
         self.path = path
         _refuse_live(path)
-        self._lock = _locked(path.with_name(f"{path.name}.lock"))
+        self._lock = _locked(_lock_of(path))
         try:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -49,6 +49,19 @@ class UnixListener:
         except BaseException:
             self._release()
             raise
+
+    @classmethod
+    def adopt(cls, path: Path, listening: socket.socket, lock: int) -> UnixListener:
+        """Return the listener that an earlier program of this process has made; `lock` is a descriptor."""
+        os.set_inheritable(lock, False)
+        listener = cls.__new__(cls)
+        listener.path, listener.socket = path, listening
+        listener._lock = os.fdopen(lock, "a+", encoding="ascii")
+        return listener
+
+    def descriptors(self) -> tuple[int, int]:
+        """Return those of the socket and of its lock."""
+        return self.socket.fileno(), self._lock.fileno()
 
     def close(self) -> None:
         """Stop accepting here and remove the files; workers have to close their own copies."""
@@ -59,7 +72,7 @@ class UnixListener:
 
     def _release(self) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(self._lock.name)  # while it is locked: who waits for it sees that it is gone
+            os.unlink(_lock_of(self.path))  # while it is locked: who waits for it sees that it is gone
         self._lock.close()
 
 
@@ -76,6 +89,10 @@ def _refuse_live(path: Path) -> None:
                 return
             raise SocketInUseError(errno.EADDRINUSE, f"it is in use ({error.strerror or error})") from None
     raise SocketInUseError(errno.EADDRINUSE, "another server accepts connections there")
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
 def _locked(path: Path) -> IO[str]:

@@ -2,6 +2,9 @@
 
 Drain, at shutdown: accepting stops, idle sessions are ended at once with 57P01, busy ones as soon as they
 are idle, and what is left after `limits.drain_timeout` is cut off.
+
+Retirement, when another worker has taken over: accepting stops, and the clients that are there are served
+until they leave by themselves.  Nobody is asked to go before the time for it is over; then it is a drain.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ log = logging.getLogger(__name__)
 _METRICS_SECONDS: Final = 1.0
 _SWITCH_SECONDS: Final = 0.0005  # how often a thread that builds indexes lets go of the interpreter
 _DRAIN_STEP_SECONDS: Final = 0.05
+_RETIRE_STEP_SECONDS: Final = 0.2
 
 
 async def run(
@@ -49,12 +53,14 @@ async def run(
     stop: asyncio.Event,
     reload: asyncio.Event | None = None,
     switch: Follower | None = None,
+    retirements: asyncio.Queue[float] | None = None,
     places: Places | None = None,
     configs: asyncio.Queue[Config] | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain.
 
     Certificates are looked at when `reload` is set, each time; what comes in `configs` is put in force.
+    In `retirements` its longest time comes, in seconds, when another worker has taken over.
     `places`: where the limits on connections are counted; None: this is the only worker.
     """
     _calm_garbage_collector()
@@ -105,9 +111,12 @@ async def run(
         for sock in sockets
     ]
     try:
-        await stop.wait()
+        seconds = await _asked_to_end(stop, retirements)
         for server in servers:
             server.close()
+        if seconds > 0.0:
+            await _retire(connections, seconds, stop)
+            stop.set()
         await _drain(connections, config.limits.drain_timeout)
     finally:
         for connection in list(connections):
@@ -158,6 +167,27 @@ def _calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+
+
+async def _asked_to_end(stop: asyncio.Event, retirements: asyncio.Queue[float] | None) -> float:
+    """Wait; return the seconds for which the clients that are there may stay."""
+    stopped = asyncio.ensure_future(stop.wait())
+    retired = asyncio.ensure_future((retirements or asyncio.Queue[float]()).get())
+    try:
+        await asyncio.wait({stopped, retired}, return_when=asyncio.FIRST_COMPLETED)
+        return retired.result() if retired.done() and not stop.is_set() else 0.0
+    finally:
+        stopped.cancel()
+        retired.cancel()
+
+
+async def _retire(connections: set[ClientConnection], seconds: float, stop: asyncio.Event) -> None:
+    """Wait until every client has left, `seconds` have passed or `stop` is set."""
+    log.info("another worker has taken over; %d connections are served on here", len(connections))
+    deadline = asyncio.get_running_loop().time() + seconds
+    while connections and not stop.is_set() and asyncio.get_running_loop().time() < deadline:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _RETIRE_STEP_SECONDS)
 
 
 async def _drain(connections: set[ClientConnection], timeout: float) -> None:
