@@ -34,6 +34,7 @@ _LONGEST_IN_LOGIN: Final = 1 << 16  # bytes; a GSSAPI token may have 65,535, a S
 _MAX_NAMES: Final = 10_000  # statements and portals remembered per session
 _OVERSIZE: Final = Statement(count=1, controls_transaction=True)
 """A text too long to be looked at: taken for one that may control transactions, but not for a SET."""
+_EXTENDED: Final = frozenset({framing.PARSE, framing.BIND, framing.DESCRIBE, framing.EXECUTE, framing.CLOSE})
 _ENDS_SCOPE: Final = frozenset(
     {TransactionVerb.COMMIT, TransactionVerb.ROLLBACK, TransactionVerb.ROLLBACK_TO}
 )
@@ -113,6 +114,15 @@ class Session(Caller):
             if not 5 <= end - position <= self._longest:
                 self._check_length(data, position, end)
             inserted: bytes | None = None
+            if (
+                self._in_force
+                and not self._sent
+                and self._segment_in != self._segment_out
+                and tag in _EXTENDED
+            ):
+                out = out if out is not None else []
+                out += [data[start:position], self._restore_in_own_segment()]
+                start = position
             if tag == framing.BIND:
                 if self._statements or self._portals or self._in_force:
                     if end > size and (
