@@ -155,8 +155,8 @@ class Enforcer(BackendStream):
     def _restore_in_own_segment(self) -> bytes:
         """The same in front of a Query: unsynced messages must not stand before it.
 
-        And in front of a segment that comes before the last one is answered: if that one fails the transaction,
-        restoring fails as well, and must not take the client's messages with it, which may be its ROLLBACK.
+        And in front of a segment that comes before the last one is answered: if that one fails the
+        transaction, restoring fails as well, and must not take the client's messages with it.
         """
         restored = self._restore()
         if restored is None:
