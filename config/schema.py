@@ -463,6 +463,23 @@ class Learning(Section):
         ge=1,
         live=True,
     )
+    max_patterns: int = option(
+        1_000,
+        "Patterns of one kind of query that a policy is made of: the queries asked most, then the newest.",
+        unit="patterns",
+        downside="Fewer tell queries apart less well; each is about as large as its vector, in every worker.",
+        ge=10,
+        le=3_000,
+    )
+    pattern_similarity: float = option(
+        0.999,
+        "Cosine of two queries' vectors from which they are one pattern; for the operator <-> it is "
+        "1 - d * d / 2 of their distance d in units of the queries' spread, and 0.999 merges none there.",
+        unit="cosine, above 0 to 1",
+        downside="Lower makes fewer patterns, and averages away what tells queries apart.",
+        gt=0.0,
+        le=1.0,
+    )
     pattern_consolidation_interval: float = option(
         3_600.0,
         "Time after which patterns are merged, weighed by how often they are asked now, and pruned to "
@@ -557,6 +574,22 @@ class Table(Section):
         ge=1,
         live=True,
     )
+    max_patterns: int | None = option(
+        None,
+        "Patterns of one kind of query on this table; left out: learning.max_patterns.",
+        unit="patterns",
+        downside="As for learning.max_patterns.",
+        ge=10,
+        le=3_000,
+    )
+    pattern_similarity: float | None = option(
+        None,
+        "Cosine from which two queries on this table are one pattern; left out: learning.pattern_similarity.",
+        unit="cosine, above 0 to 1",
+        downside="As for learning.pattern_similarity.",
+        gt=0.0,
+        le=1.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +603,8 @@ class TableOptions:
     min_samples: int
     learning_rate: float
     trajectory_window: int
+    max_patterns: int
+    pattern_similarity: float
 
 
 class Log(Section):
@@ -687,6 +722,12 @@ class Sql(Section):
             "is installed. Switched on, the proxy's functions win over an extension's unless they are "
             "called with a schema (public.ruvector_learning_stats)."
         ),
+    )
+    left_to_server: str = option(
+        "",
+        "Functions, separated by commas, that the proxy leaves to the server all the same, where an "
+        "extension has functions of these names: ruvector_learning_stats, ...",
+        downside="They tell nothing of the proxy's then, and fail where the server has none.",
     )
     manager: str = option(
         "",
@@ -866,6 +907,10 @@ class Config(Section):
             learning_rate=common.learning_rate if own.learning_rate is None else own.learning_rate,
             trajectory_window=(
                 common.trajectory_window if own.trajectory_window is None else own.trajectory_window
+            ),
+            max_patterns=common.max_patterns if own.max_patterns is None else own.max_patterns,
+            pattern_similarity=(
+                common.pattern_similarity if own.pattern_similarity is None else own.pattern_similarity
             ),
         )
 

@@ -59,7 +59,7 @@ class Anonymizer:
     def _policy(self, policy: TemplatePolicy) -> TemplatePolicy:
         contexts = {context: arm for context, arm in policy.contexts.items() if "\x1f" not in context}
         query: QueryPolicy | None = None
-        return msgspec.structs.replace(policy, contexts=contexts, selectivity={}, query=query)
+        return msgspec.structs.replace(policy, contexts=contexts, selectivity={}, query=query, lowered=())
 
     def _digest(self, data: bytes) -> str:
         return hashlib.blake2b(data, key=self._salt, digest_size=16).hexdigest()

@@ -39,7 +39,7 @@ from learning.curves import Caution, Floats, cheapest, estimate
 from learning.density import Sketch, SketchData
 from learning.difficulty import Model
 from learning.projection import Frame, Projection
-from learning.reasoning_bank import LearnedPattern, ReasoningBank
+from learning.reasoning_bank import EQUAL, LearnedPattern, ReasoningBank, components
 from learning.records import Arm, QueryPolicy
 from learning.repetition import vector_name
 
@@ -79,6 +79,8 @@ class Goal:
         pays the first only.
     stopwatch
         Measures them on a policy instead.
+    max_patterns, similarity
+        How many queries become patterns, and from which cosine on two of them are one.
     level, price
         Those in use; None where there are none.
     """
@@ -89,6 +91,7 @@ class Goal:
     tolls: Tolls = (0.0, 0.0, 0.0)
     stopwatch: Stopwatch | None = None
     max_patterns: int = 1000
+    similarity: float = EQUAL
     seed: int = 0
     level: str | None = None
     price: float | None = None
@@ -472,7 +475,7 @@ def _policy(
     if level.level != "repeated":
         z, fitted = _fitted(queries, inputs, level, sketch, frame, arms, usable)
     return lookup.pack(
-        _patterns(queries, inputs, z, frame, efforts, goal.seed),
+        _patterns(queries, inputs, z, frame, efforts, goal),
         remembered,
         fitted,
         cost,
@@ -509,10 +512,10 @@ def _fitted(
 
 
 def _patterns(
-    queries: Queries, inputs: _Inputs, z: Floats, frame: Frame, efforts: NDArray[np.intp], seed: int
+    queries: Queries, inputs: _Inputs, z: Floats, frame: Frame, efforts: NDArray[np.intp], goal: Goal
 ) -> lookup.Patterns:
-    """Return the kept queries as patterns, equal ones merged."""
-    bank = ReasoningBank(queries.vectors.shape[1], seed)
+    """Return the kept queries as patterns, those merged that are similar enough."""
+    bank = ReasoningBank(queries.vectors.shape[1], goal.seed)
     unit = projection.normalise(queries.vectors)
     for row in np.flatnonzero(inputs.kept):
         bank.store(
@@ -527,8 +530,15 @@ def _patterns(
         )
     points = inputs.points[inputs.kept]
     if not queries.euclidean:  # there, equal directions are not equal queries
-        bank.consolidate()
+        bank.consolidate(goal.similarity)
         points, _ = Projection(frame).many(bank.centroids())
+    elif goal.similarity < EQUAL:
+        alike = inputs.alike[np.ix_(inputs.kept, inputs.kept)]
+        groups = components(len(points), [(0, difficulty.cosine(alike) >= goal.similarity)])
+        bank.merge(groups)
+        labels = queries.labels[inputs.kept]
+        points = np.stack([np.average(points[group], axis=0, weights=labels[group]) for group in groups])
+        points = points.astype(np.float32)
     curves = bank.curves()
     misses = difficulty.miss(curves[:, efforts])
     return lookup.Patterns(bank.centroids(), points, curves, bank.counts(), bank.difficulties(), misses)

@@ -21,7 +21,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, TypeVar
 
@@ -35,7 +35,8 @@ from learning.contexts import Limits, bucket, judge, judge_filtered
 from learning.curves import Caution, Evidence, Floats, costs, evidence, ladders
 from learning.density import Sketch, SketchData
 from learning.dialects import row_limit
-from learning.records import Arm, ArmResult, Label, Template, TemplatePolicy, Trust, context_key
+from learning.reasoning_bank import EQUAL
+from learning.records import Arm, ArmResult, Label, Lowered, Template, TemplatePolicy, Trust, context_key
 from learning.repetition import Asked, vector_name
 
 _Key = TypeVar("_Key", str, int)
@@ -58,6 +59,9 @@ labels.  More labels make the margin, and its price, smaller.
 FILTERED_CAUTION: Mapping[OptimizeFor, Caution] = {**CAUTION, "balanced": Caution(deviations=0.5, misses=1.0)}
 """The same for filtered contexts.  Each is held by itself, with a few labels: there is no mean to rely on."""
 
+LOWER_TARGETS = (0.6, 0.8, 0.9, 0.95)
+"""Targets below a filtered template's own for which choices are made as well: a client may ask for less."""
+
 _EUCLIDEAN = "<->"
 _DENSE = frozenset({"<->", "<=>", "<#>"})  # operators whose distances a sketch can compute
 
@@ -78,7 +82,9 @@ class Options:
         Labels of one k before an unfiltered query is touched.  A target close to 1 needs ``2 / (1 -
         target)``: with fewer, one unlucky query would use up half of what the target tolerates.
     max_patterns
-        Bound of the ReasoningBank; the newest labels are kept.
+        Bound of the ReasoningBank: the queries asked most are kept, then the newest.
+    pattern_similarity
+        Cosine from which two of them are one pattern.
     seed
         Of everything random.
     contract
@@ -96,6 +102,7 @@ class Options:
     learning_rate: float = 0.01
     min_samples: int = 100
     max_patterns: int = 1000
+    pattern_similarity: float = EQUAL
     seed: int = 0
     contract: Literal["mean", "strict"] = "mean"
     max_exact_ms: float = 100.0
@@ -204,6 +211,11 @@ def _filtered(
     judged = judge_filtered(
         known, keys, shares, arms, limits, _in_use(previous, arms), _in_use_by_class(previous, arms)
     )
+    lowered = []
+    for target in LOWER_TARGETS:
+        if target < options.target_recall:
+            less = judge_filtered(known, keys, shares, arms, replace(limits, target=target))
+            lowered.append(Lowered(target, less.contexts, less.buckets))
     if not judged.contexts and not judged.buckets:
         return _observe(template, facts, arms, options, f"{len(labels)} labels, too few in any context")
     ks = [label.k for label in ordered]
@@ -226,6 +238,7 @@ def _filtered(
         buckets=judged.buckets,
         min_k=min(ks),
         max_k=max(ks),
+        lowered=tuple(lowered),
     )
 
 
@@ -380,6 +393,7 @@ def _per_query(
         tolls=(options.repeat_ms, options.lookup_ms, options.sketch_ms),
         stopwatch=stopwatch,
         max_patterns=options.max_patterns,
+        similarity=options.pattern_similarity,
         seed=options.seed,
         level=calibration.level_of(in_use) if in_use is not None else None,
         price=in_use.price if in_use is not None else None,

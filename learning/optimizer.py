@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,7 +76,12 @@ class SearchOptimizer:
         return prepared.policy if prepared is not None else None
 
     def optimize(
-        self, template_key: str, vector: NDArray[np.float32] | None, k: int, values: tuple[str | None, ...]
+        self,
+        template_key: str,
+        vector: NDArray[np.float32] | None,
+        k: int,
+        values: tuple[str | None, ...],
+        target: float | None = None,
     ) -> Choice | None:
         """Return the choice for one query; None means leave it alone.
 
@@ -90,12 +96,15 @@ class SearchOptimizer:
         values
             Canonical filter values in the order of the template's filter slots; None = SQL NULL or
             undecodable.
+        target
+            A lower recall than the policy's that the client is content with; for filtered templates only: of
+            the others the outlook tells (`learning.steering`).
         """
         prepared = self._templates.get(template_key)
         if prepared is None or k < 1:
             return None
         if prepared.policy.filter_slots:
-            return prepared.filtered(k, values)
+            return prepared.under(target).filtered(k, values)
         return prepared.unfiltered(k, vector)
 
 
@@ -115,6 +124,7 @@ class _Prepared:
         self._observing = policy.trust == Trust.OBSERVE
         self._ladder_of = {arm: ladder for ladder in ladders(policy.arms) for arm in ladder}
         self._memo: dict[int, Choice | None] = {}
+        self._lowered: dict[int, _Prepared] = {}  # made when a client first asks
         self._by_values: dict[str, dict[int, ContextPolicy]] = {}
         self._contexts: dict[str, Choice | None] = {}
         for key, context in policy.contexts.items():
@@ -122,6 +132,25 @@ class _Prepared:
             k = int(number)
             self._by_values.setdefault(values, {})[k] = context
             self._contexts[key] = self._choice(context, k, k, "measured")
+
+    def under(self, target: float | None) -> _Prepared:
+        """Return what serves a target: the choices for the least one at hand that is not below it."""
+        policy = self.policy
+        if target is None or target >= policy.target_recall:
+            return self
+        for number, lowered in enumerate(policy.lowered):
+            if target <= lowered.target_recall:
+                if number not in self._lowered:
+                    less = msgspec.structs.replace(
+                        policy,
+                        target_recall=lowered.target_recall,
+                        contexts=lowered.contexts,
+                        buckets=lowered.buckets,
+                        lowered=(),
+                    )
+                    self._lowered[number] = _Prepared(less, None, {})
+                return self._lowered[number]
+        return self
 
     def filtered(self, k: int, values: tuple[str | None, ...]) -> Choice | None:
         if self._observing:

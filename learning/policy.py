@@ -53,6 +53,8 @@ def derivation(
         optimize_for=table.optimize_for,
         learning_rate=table.learning_rate,
         min_samples=table.min_samples,
+        max_patterns=table.max_patterns,
+        pattern_similarity=table.pattern_similarity,
     )
     arms, labels, traffic = state.confirmed.arms, tuple(state.labels), state.traffic.rounded()
     contexts = {label.context for label in labels} if not facts.filter_slots else set()

@@ -26,6 +26,9 @@ from learning.records import Arm
 
 Floats = NDArray[np.float64]
 
+EQUAL = 0.999
+"""Cosine from which patterns are taken for the same."""
+
 _CONFIDENCE_PRIOR = 4.0  # labels at which confidence is one half
 _SEARCH = 24  # ef of a lookup; 64 takes twice the time and changed no choice that mattered
 _BLOCK = 512  # rows of the similarity matrix that are in memory at once
@@ -181,13 +184,16 @@ class ReasoningBank:
         patterns = list(self._patterns.values())
         return [(patterns[number], float(cosine)) for number, cosine in zip(numbers, cosines, strict=True)]
 
-    def consolidate(self, similarity: float = 0.999) -> int:
+    def consolidate(self, similarity: float = EQUAL) -> int:
         """Merge patterns whose centroids are at least so similar (cosine); return how many disappeared.
 
         Groups are the connected components of "similar enough", which do not depend on the order of storing.
         """
+        return self.merge(_components(self.centroids(), similarity) if self._patterns else [])
+
+    def merge(self, groups: Sequence[Sequence[int]]) -> int:
+        """Merge the patterns at these places, which are all of them; return how many disappeared."""
         numbers = list(self._patterns)
-        groups = _components(self.centroids(), similarity) if numbers else []
         merged: dict[int, LearnedPattern] = {}
         for group in groups:
             first, *others = (self._patterns[numbers[i]] for i in group)
@@ -273,7 +279,16 @@ def _total(first: LearnedPattern, others: Iterable[LearnedPattern]) -> LearnedPa
 
 def _components(centroids: NDArray[np.float32], similarity: float) -> list[list[int]]:
     """Return the groups of rows connected by cosines of at least `similarity`, sorted by their first."""
-    parent = list(range(len(centroids)))
+    blocks = (
+        (start, centroids[start : start + _BLOCK] @ centroids.T >= similarity)
+        for start in range(0, len(centroids), _BLOCK)
+    )
+    return components(len(centroids), blocks)
+
+
+def components(count: int, blocks: Iterable[tuple[int, NDArray[np.bool_]]]) -> list[list[int]]:
+    """Return the groups of what is connected, sorted by their first; a block is some rows of a matrix."""
+    parent = list(range(count))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -281,12 +296,11 @@ def _components(centroids: NDArray[np.float32], similarity: float) -> list[list[
             i = parent[i]
         return i
 
-    for start in range(0, len(centroids), _BLOCK):
-        near = centroids[start : start + _BLOCK] @ centroids.T >= similarity
+    for start, near in blocks:
         for left, right in np.argwhere(near):
             a, b = root(start + int(left)), root(int(right))
             parent[max(a, b)] = min(a, b)
     groups: dict[int, list[int]] = {}
-    for i in range(len(centroids)):
+    for i in range(count):
         groups.setdefault(root(i), []).append(i)
     return list(groups.values())

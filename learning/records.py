@@ -173,6 +173,14 @@ class ArmEstimate(msgspec.Struct, frozen=True, array_like=True):
     ms: float
 
 
+class Lowered(msgspec.Struct, frozen=True):
+    """The choices of a filtered template under a lower target, for clients that ask for one."""
+
+    target_recall: float
+    contexts: dict[str, ContextPolicy]
+    buckets: dict[int, ContextPolicy] = {}
+
+
 class TemplatePolicy(msgspec.Struct, frozen=True):
     """Everything a worker needs in order to choose an arm for a query of one template."""
 
@@ -193,6 +201,7 @@ class TemplatePolicy(msgspec.Struct, frozen=True):
     min_k: int = 1  # evidence covers k in [min_k, max_k]; outside, effort is raised to at least k
     max_k: int = 1 << 30
     outlook: tuple[ArmEstimate, ...] = ()  # by arm; for clients that ask for another target
+    lowered: tuple[Lowered, ...] = ()  # the least target first
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -5,8 +5,9 @@ Among the arms whose recall is at least the wanted target, as surely as asked fo
 where none is, the one of the highest recall, exact search if need be.
 
 A *higher* target never gets an arm of less recall than the policy's own choice, which may know more about
-this query (its filter value, its vector).  A *lower* one is followed for queries without filters only: the
-recall of a filtered one is not told by the mean.
+this query (its filter value, its vector).  A *lower* one is met here for queries without filters; what a
+filtered one gets is not told by the mean, and its policy holds choices for lower targets itself
+(`TemplatePolicy.lowered`, `SearchOptimizer.optimize`).
 """
 
 from __future__ import annotations

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from proxy.interface.settings import AUTO
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
     """`manager` is the role whose members may change the learning of any table; empty: none."""
 
     enabled: bool = True  # whether the proxy answers its functions and settings at all
+    left_to_server: frozenset[str] = frozenset()  # functions that the proxy does not answer all the same
     manager: str = ""
     report_query_id: bool = False  # ParameterStatus after each adapted query
     adaptive_search: bool = True  # defaults that SHOW tells
@@ -24,4 +27,6 @@ class Interface:
             "adaptive_search": "on" if self.adaptive_search else "off",
             "target_recall": f"{self.target_recall:g}",
             "optimize_for": self.optimize_for,
+            "ef_search": AUTO,
+            "probes": AUTO,
         }

@@ -23,7 +23,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,10 +56,19 @@ class _Found:
 
 
 class Rewriter:
-    """Rewrites texts; `defaults` are what SHOW says of settings that were never set."""
+    """Rewrites texts.
 
-    def __init__(self, defaults: Mapping[str, str]) -> None:
+    Parameters
+    ----------
+    defaults
+        What SHOW says of settings that were never set.
+    left_to_server
+        Functions that are the server's business all the same.
+    """
+
+    def __init__(self, defaults: Mapping[str, str], left_to_server: Collection[str] = ()) -> None:
         self._defaults = defaults
+        self._answered = FUNCTIONS.keys() - set(left_to_server)
 
     def __call__(self, sql: bytes, statements: Sequence[pb.RawStmt]) -> Rewritten | None:
         """Return what a parsed text becomes; None where nothing in it is the proxy's."""
@@ -80,7 +89,7 @@ class Rewriter:
         node = inner(statement.stmt)
         if isinstance(node, pb.VariableShowStmt):
             return settings.shown(node.name, self._defaults) is not None
-        return bool(_calls(statement.stmt))
+        return bool(_calls(statement.stmt, self._answered))
 
     def _piece(self, scanned: Scanned, statement: pb.RawStmt, count: int) -> Piece:
         node = inner(statement.stmt)
@@ -90,16 +99,18 @@ class Rewriter:
                 return Piece(select.encode(), tag=b"SHOW")
         if isinstance(node, pb.CopyStmt) and node.is_from:
             raise RefusalError("0A000", "COPY FROM cannot share a text with a function of ruvector-proxy")
-        return _piece(scanned, statement, count)
+        return _piece(scanned, statement, count, self._answered)
 
 
-def _calls(tree: Message) -> list[tuple[pb.FuncCall, pb.RangeFunction | None, bool]]:
+def _calls(
+    tree: Message, answered: Collection[str]
+) -> list[tuple[pb.FuncCall, pb.RangeFunction | None, bool]]:
     """Return all calls in a tree with the place that they stand in."""
     found = []
     pending: list[tuple[Message, pb.RangeFunction | None, bool]] = [(tree, None, False)]
     while pending:
         node, source, column = pending.pop()
-        if isinstance(node, pb.FuncCall) and _name(node) in FUNCTIONS:
+        if isinstance(node, pb.FuncCall) and _name(node) in answered:
             found.append((node, source, column))
         if isinstance(node, pb.RangeFunction):
             for one in node.functions:
@@ -121,12 +132,12 @@ def _name(node: pb.FuncCall) -> str:
     return parts[0] if len(parts) == 1 else ""
 
 
-def _piece(scanned: Scanned, statement: pb.RawStmt, count: int) -> Piece:
+def _piece(scanned: Scanned, statement: pb.RawStmt, count: int, answered: Collection[str]) -> Piece:
     """Return one statement with its calls replaced."""
     sql = scanned.sql
     start = statement.stmt_location
     end = start + statement.stmt_len if statement.stmt_len else len(sql)
-    found = _nested(scanned, statement.stmt)
+    found = _nested(scanned, statement.stmt, answered)
     executed = True
     if found:
         executed = _executed(sql, inner(statement.stmt), found[0].start)
@@ -176,10 +187,10 @@ def _characters(sql: bytes, offset: int) -> int:
     return len(sql[:offset].decode(errors="replace")) + 1
 
 
-def _nested(scanned: Scanned, tree: Message) -> list[_Found]:
+def _nested(scanned: Scanned, tree: Message, answered: Collection[str]) -> list[_Found]:
     """Return the outermost calls in the order of the text, each with those in its arguments."""
     found = []
-    for node, source, column in _calls(tree):
+    for node, source, column in _calls(tree, answered):
         bounds = scanned.call(node.location)
         if bounds is None:
             continue

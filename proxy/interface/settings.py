@@ -1,4 +1,4 @@
-"""Settings of the proxy's own: ``ruvector.adaptive_search``, ``.target_recall``, ``.optimize_for``.
+"""Settings of the proxy's own: ``ruvector.adaptive_search``, ``.target_recall`` and the others in `NAMES`.
 
 Theory
 ------
@@ -6,6 +6,10 @@ To the server they are placeholders, which it keeps for whoever sets them: so SE
 start-up options and ALTER ROLE ... SET mean what they always mean, and nothing of that is done anew here.
 The session reads them from the server when they may have changed (`proxy.session.calling`).  Two things the
 server cannot do: refuse a wrong value, and SHOW one that was never set; `checked` and `shown` do these.
+
+``ruvector.ef_search`` and ``ruvector.probes`` are settings of the ruvector extension, too.  Where it is
+installed it has defined them, and they are its business: the server then lists them in pg_settings, which it
+does with no placeholder.
 
 ``WITH (name := value, ...)`` behind a SELECT sets them for one statement.  It is no SQL: the server never
 sees it.
@@ -25,14 +29,24 @@ from proxy.interface.scanning import Scanned, Token
 from proxy.sql.tree import Message
 
 PREFIX: Final = "ruvector."
-NAMES: Final = ("adaptive_search", "target_recall", "optimize_for")
+NAMES: Final = ("adaptive_search", "target_recall", "optimize_for", "ef_search", "probes")
+EFFORTS: Final = {"ef_search": 1000, "probes": 32768}
+"""Settings that fix how far a search goes, and the largest value of each."""
+AUTO: Final = "auto"
 PREFERENCES: Final = ("balanced", "latency", "recall")
 _TRUE: Final = frozenset({"on", "true", "yes", "1", "t", "y"})
 _FALSE: Final = frozenset({"off", "false", "no", "0", "f", "n"})
 
-READ: Final = "SELECT " + " || E'\\n' || ".join(
-    f"coalesce(pg_catalog.current_setting('{PREFIX}{n}', true), '')" for n in NAMES
-)
+
+def _read_one(name: str) -> str:
+    value = f"pg_catalog.current_setting('{PREFIX}{name}', true)"
+    if name not in EFFORTS:
+        return f"coalesce({value}, '')"
+    listed = f"EXISTS (SELECT FROM pg_catalog.pg_settings WHERE name = '{PREFIX}{name}')"
+    return f"CASE WHEN coalesce({value}, '') = '' OR {listed} THEN '' ELSE {value} END"
+
+
+READ: Final = "SELECT " + " || E'\\n' || ".join(map(_read_one, NAMES))
 """One row of one column: the values, a line each; empty where never set."""
 
 
@@ -43,6 +57,8 @@ class Steering:
     adaptive_search: bool | None = None
     target_recall: float | None = None
     optimize_for: str | None = None
+    ef_search: int | None = None
+    probes: int | None = None
 
     def over(self, other: Steering) -> Steering:
         """Return `other` with what is set here in its place."""
@@ -50,6 +66,8 @@ class Steering:
             other.adaptive_search if self.adaptive_search is None else self.adaptive_search,
             other.target_recall if self.target_recall is None else self.target_recall,
             other.optimize_for if self.optimize_for is None else self.optimize_for,
+            other.ef_search if self.ef_search is None else self.ef_search,
+            other.probes if self.probes is None else self.probes,
         )
 
 
@@ -66,7 +84,7 @@ def steering(values: Mapping[str, str]) -> Steering:
     """
     found: dict[str, bool | float | str] = {}
     for name, text in values.items():
-        if text:
+        if text and not (name in EFFORTS and text.strip().lower() == AUTO):
             found[name] = _read(name, text)
     return Steering(**found)  # type: ignore[arg-type]
 
@@ -81,6 +99,10 @@ def _read(name: str, text: str) -> bool | float | str:
         if word in PREFERENCES:
             return word
         raise _invalid(name, text, "Available values: balanced, latency, recall.")
+    if name in EFFORTS:
+        if word.isascii() and word.isdigit() and 1 <= int(word) <= EFFORTS[name]:
+            return int(word)
+        raise _invalid(name, text, f"It is a whole number from 1 to {EFFORTS[name]}, or auto.")
     try:
         number = float(word)
     except ValueError:
@@ -182,7 +204,7 @@ def _cut(scanned: Scanned, place: int) -> tuple[bytes, Steering] | None:
             raise RefusalError(
                 "42601",
                 f'WITH (...) of a SELECT does not know "{name}"',
-                hint="It takes adaptive_search, target_recall and optimize_for.",
+                hint=f"It takes {', '.join(NAMES[:-1])} and {NAMES[-1]}.",
                 position=len(sql[: tokens[index].start].decode()) + 1,
             )
         values[name] = _word(scanned, tokens[index + 2]).strip("'")

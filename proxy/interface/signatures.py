@@ -144,7 +144,7 @@ _ALL: Final = (
     ),
     _value(
         "ruvector_consolidate_patterns", "int8", Access.CHANGE,
-        "table_name text", "similarity_threshold float8 = 0.95", changes=True,
+        "table_name text", "similarity_threshold float8 = NULL", changes=True,
     ),
     _value(
         "ruvector_prune_patterns", "int8", Access.CHANGE,

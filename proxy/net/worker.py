@@ -134,6 +134,7 @@ async def run(
 def _interface(config: Config) -> Interface:
     return Interface(
         enabled=config.sql.enabled,
+        left_to_server=frozenset(name.strip().lower() for name in config.sql.left_to_server.split(",")),
         manager=config.sql.manager,
         report_query_id=config.sql.report_query_id,
         target_recall=config.learning.target_recall,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from learning import naming
 from learning.optimizer import SearchOptimizer
-from learning.records import Arm, Choice, Settings, Snapshot, Trajectory, Trust, Value
+from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust, Value
 from learning.steering import steered
 from learning.values import canonical
 from proxy.interface.options import Interface
@@ -238,7 +238,13 @@ class Adapter:
         if not self._decode(bound, parameters):
             self.counters.left_alone["arguments"] += 1
             return bound
-        if policy is None or not self.enabled or key in self._switched_off:
+        if not self.enabled or key in self._switched_off:
+            return bound
+        asked = _asked_for(steering, policy) if steering is not NOTHING else None
+        if asked is not None:
+            bound.choice = asked
+            return bound
+        if policy is None:
             return bound
         if steering.adaptive_search is False:
             self.counters.left_alone["ruvector.adaptive_search"] += 1
@@ -248,7 +254,7 @@ class Adapter:
             _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
         )
         vector = bound.vector if policy.query is not None else None
-        choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values)
+        choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values, steering.target_recall)
         if choice is not None and steering is not NOTHING:
             choice = steered(policy, choice, steering.target_recall, steering.optimize_for)
         if choice is None or not valid_settings(choice.arm.settings):
@@ -320,9 +326,25 @@ class Adapter:
 
 def _recogniser(interface: Interface) -> Recogniser:
     return Recogniser(
-        rewrite=Rewriter(interface.defaults) if interface.enabled else None,
+        rewrite=Rewriter(interface.defaults, interface.left_to_server) if interface.enabled else None,
         without_clause=without_clause if interface.enabled else None,
     )
+
+
+_EFFORTS: Final = (("hnsw", "hnsw.ef_search", "ef_search"), ("ivfflat", "ivfflat.probes", "probes"))
+
+
+def _asked_for(steering: Steering, policy: TemplatePolicy | None) -> Choice | None:
+    """Return what the client has fixed itself, of what the template's indexes know; None: nothing."""
+    kinds = {arm.kind for arm in policy.arms if arm.effort} if policy is not None else set()
+    settings = tuple(
+        (setting, str(value))
+        for kind, setting, name in _EFFORTS
+        if (value := getattr(steering, name)) is not None and (not kinds or kind in kinds)
+    )
+    if not settings:
+        return None
+    return Choice(Arm("as asked", settings), Trust.STATIC, None, "the client has fixed it")
 
 
 def _canonical(value: Value | None, type_oid: int) -> str | None:

@@ -109,6 +109,7 @@ class Caller(Enforcer):
         "_stale",
         "_steered_segment",
         "_steering",
+        "_steers",
         "abandoned",
         "calling",
         "question",
@@ -131,6 +132,8 @@ class Caller(Enforcer):
         self._closing = Segment.EXTENDED  # the kind of segment that it ends
         self._steering = NOTHING  # what the client's settings say
         self._stale = adapter.interface.reads_settings  # they may have changed on the server
+        # The client has something to do with them: then they are asked for before anything was learned, too.
+        self._steers = self._stale and PREFIX in parameters.get("options", "")
         self._steered_segment = -1  # last one that changed them in a transaction, until that is over
 
     # -- life of a procedure ---------------------------------------------------------------------------
@@ -270,7 +273,7 @@ class Caller(Enforcer):
             and self._replied < ABORTED
             and not (self._disabled or self._blind or self.copy_in or self._copying)
             and self._status != FAILED
-            and self.adapter.adapts(query)
+            and (self._steers or self.adapter.adapts(query))
         )
 
     def _steering_of(self, statement: Statement) -> Steering:
@@ -313,7 +316,7 @@ class Caller(Enforcer):
         """Note that a statement may change them."""
         names = statement.touches | statement.resets
         if any(name == ANY_SETTING or name.startswith(PREFIX) for name in names):
-            self._stale = self.adapter.interface.enabled
+            self._stale = self._steers = self.adapter.interface.enabled
             self._steered_segment = self._segment_out
         elif statement.transaction is TransactionVerb.ROLLBACK_TO and self._steered_segment >= 0:
             self._stale = True

@@ -15,6 +15,7 @@ OPERATORS: Final = ("<->", "<#>", "<=>", "<+>", "<~>", "<%>")
 """pgvector's distance operators: L2, negative inner product, cosine, L1, Hamming, Jaccard."""
 
 _OPERATOR: Final = re.compile(b"|".join(re.escape(operator.encode()) for operator in OPERATORS))
+_STEERING: Final = (b"adaptive_search", b"target_recall", b"optimize_for", b"ef_search", b"probes")
 _EMPTY: Final = b"; \t\n\r\f\v"
 _NO_CONTROL: Final = frozenset({b"select", b"insert", b"update", b"delete"})
 """How texts begin of which the first statement controls nothing; ``_CONTROL`` has no such word."""
@@ -91,7 +92,7 @@ def mentions_interface(sql: bytes) -> bool:
 def may_steer(sql: bytes) -> bool:
     """Tell whether the text may hold the WITH clause that is the proxy's own."""
     lower = sql.lower()
-    return b"adaptive_search" in lower or b"target_recall" in lower or b"optimize_for" in lower
+    return any(name in lower for name in _STEERING)
 
 
 def skip_blanks(sql: bytes, position: int) -> int:

@@ -52,7 +52,12 @@ class Dictated(SearchOptimizer):
         )
 
     def optimize(
-        self, template_key: str, vector: np.ndarray | None, k: int, values: tuple[str | None, ...]
+        self,
+        template_key: str,
+        vector: np.ndarray | None,
+        k: int,
+        values: tuple[str | None, ...],
+        target: float | None = None,
     ) -> Choice:
         return Choice(arm=self.arm, trust=Trust.STATIC, expected_recall=None, reason="dictated by a test")
 

@@ -86,12 +86,19 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_a_table_inherits_what_it_does_not_set() -> None:
-    common = Learning(target_recall=0.9, optimize_for="recall", min_samples=7, trajectory_window=50)
+    common = Learning(
+        target_recall=0.9, optimize_for="recall", min_samples=7, trajectory_window=50, max_patterns=70
+    )
     config = Config(
         learning=common,
         tables={
             "public.items": Table(
-                target_recall=0.99, optimize_for="latency", learning_rate=0.2, trajectory_window=1000
+                target_recall=0.99,
+                optimize_for="latency",
+                learning_rate=0.2,
+                trajectory_window=1000,
+                max_patterns=1000,
+                pattern_similarity=0.9,
             )
         },
     )
@@ -103,6 +110,8 @@ def test_a_table_inherits_what_it_does_not_set() -> None:
         min_samples=7,
         learning_rate=0.2,
         trajectory_window=1000,
+        max_patterns=1000,
+        pattern_similarity=0.9,
     )
     assert config.table("public.other") == TableOptions(
         adaptive_search=True,
@@ -112,6 +121,8 @@ def test_a_table_inherits_what_it_does_not_set() -> None:
         min_samples=7,
         learning_rate=0.01,
         trajectory_window=50,
+        max_patterns=70,
+        pattern_similarity=0.999,
     )
 
 
