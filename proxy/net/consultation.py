@@ -1,6 +1,10 @@
 """One question on its way to the learner and back: clocks, progress, giving up.
 
 Whoever asks hears of it exactly once, and never while it is still asking; after `give_up` not at all.
+
+A client that is gone waits for nothing.  Its end of stream alone does not tell: it may have shut down one
+direction and still read.  So from then on it gets a message every now and then that concerns nobody, a
+ParameterStatus: the kernel of a client that is gone answers with a reset, which ends the connection.
 """
 
 from __future__ import annotations
@@ -13,8 +17,11 @@ from proxy.interface.questions import Question
 from proxy.interface.records import RefusalError
 from proxy.session.adaptation import Consult
 from proxy.session.calling import notice_message
+from proxy.wire.backend import ParameterStatus
 
 _PATIENCE: Final = 0.3  # seconds for an answer before the server is kept busy
+_KNOCK_EVERY: Final = 1.0  # seconds
+_KNOCK: Final = ParameterStatus(b"ruvector.working", b"on").encode()
 
 
 class Consultation:
@@ -59,6 +66,12 @@ class Consultation:
         if not self._over:
             self._end()
             self._withdraw()
+
+    def knock(self) -> None:
+        """The client's stream has ended: find out whether it still reads."""
+        if not self._over:
+            self._write(_KNOCK)
+            self._timers.append(asyncio.get_running_loop().call_later(_KNOCK_EVERY, self.knock))
 
     def _told(self, text: str) -> None:
         if self._question.wants_notices and not self._over:

@@ -177,14 +177,18 @@ class ClientConnection(asyncio.Protocol):
             self._buffer += data
 
     def serve_call(self) -> None:
-        """Move on with a statement that calls the proxy's functions; the client is not read meanwhile."""
+        """Move on with a statement that calls the proxy's functions.
+
+        What the client sends meanwhile is kept, in bounds: were it not read, its end would go unnoticed.
+        """
         session, upstream = self.session, self.upstream
         if session is None or upstream is None or self.transport is None:
             return
         session.proceed()
         self._deliver()
         if session.calling:
-            self.transport.pause_reading()
+            if session.kept > HIGH_WATER:
+                self.transport.pause_reading()
         elif not self.transport.is_closing():
             if session.keeps_bind:
                 asyncio.get_running_loop().call_later(_BIND_PATIENCE, self._release)
@@ -213,6 +217,8 @@ class ClientConnection(asyncio.Protocol):
         consultation = Consultation(question, self.transport.write, self._lose_patience, self._answered)
         self._consultation = consultation
         consultation.begin(self._adapter.consult)
+        if self._eof:
+            consultation.knock()
 
     def _answered(self, outcome: object) -> None:
         self._consultation = None
@@ -250,6 +256,10 @@ class ClientConnection(asyncio.Protocol):
             assert self.upstream is not None
             assert self.session is not None
             if self.session.calling:
+                if self.session.says_goodbye:
+                    self.connection_lost(None)
+                elif self._consultation is not None:
+                    self._consultation.knock()
                 return True  # passed on when the call is over
             rest = self.session.client_ended()
             if rest:

@@ -40,6 +40,7 @@ _ENDS_SCOPE: Final = frozenset(
 )
 
 
+_TERMINATE: Final = b"X\0\0\0\4"
 _WAIT: Final = b"wait"
 """In place of what is to be inserted before a Bind: keep it until more has come."""
 _CALL: Final = b"call"
@@ -242,6 +243,16 @@ class Session(Caller):
         rest, self._client_tail = self._client_tail, b""
         self.keeps_bind = False
         return rest
+
+    @property
+    def kept(self) -> int:
+        """The number of the client's bytes that are kept."""
+        return len(self._client_tail)
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether the last of what is kept is a Terminate: the client waits for nothing that is before it."""
+        return self._client_tail.endswith(_TERMINATE)
 
     # -- state -------------------------------------------------------------------------------------
 
