@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Functions:
         return {
             "ruvector_enable_learning": self._enable,
             "ruvector_disable_learning": self._disable,
-            "ruvector_clear_learning": self._clear,
+            "ruvector_clear_learning": self._by_the_leader(self._clear, self._told),
             "ruvector_learning_stats": self._learning_stats,
             "ruvector_recommend_params": self._recommend_params,
             "ruvector_auto_tune": self._auto_tune,
@@ -53,9 +54,9 @@ class Functions:
             "ruvector_record_feedback": self._record_feedback,
             "ruvector_export_patterns": self._export,
             "ruvector_import_patterns": self._import,
-            "ruvector_extract_patterns": self._derive,
-            "ruvector_consolidate_patterns": self._derive,
-            "ruvector_prune_patterns": self._prune,
+            "ruvector_extract_patterns": self._by_the_leader(self._extract, self._count),
+            "ruvector_consolidate_patterns": self._by_the_leader(self._consolidate, self._count),
+            "ruvector_prune_patterns": self._by_the_leader(self._prune, self._count),
             "ruvector_ground_truth": self._ground_truth,
             "ruvector_benchmark_recall": self._benchmark_recall,
             "ruvector_benchmark_latency": self._benchmark_latency,
@@ -69,6 +70,26 @@ class Functions:
             if state.template.database == ask.database and state.table == ask.table
         ]
 
+    # --- replicas ---
+
+    def _by_the_leader(self, handler: Handler, otherwise: Callable[[Ask], Any]) -> Handler:
+        """Return a handler that has the replica do it that leads, where this one does not."""
+
+        async def handle(ask: Ask, arguments: Arguments, report: Report) -> Any:
+            if self._learner.leads:
+                return await handler(ask, arguments, report)
+            self._learner.tell_leader(ask)
+            report("another replica leads: it was told, and does it within seconds")
+            return otherwise(ask)
+
+        return handle
+
+    def _told(self, ask: Ask) -> str:
+        return f"the replica that leads was told to forget what was learned about {ask.table}"
+
+    def _count(self, ask: Ask) -> int:
+        return sum(answers.pattern_count(state.policy) for state in self._states(ask))
+
     # --- switches ---
 
     async def _enable(self, ask: Ask, arguments: Arguments, report: Report) -> str:
@@ -80,13 +101,17 @@ class Functions:
                     "22023", f'unknown option "{name}"', hint="Known are " + ", ".join(_OPTIONS) + "."
                 )
             changes[known] = value
+        await self._override(ask, {"adaptive_search": True, **changes, "learning": True})
+        return f"learning about {ask.table} is on"
+
+    async def _override(self, ask: Ask, changes: Mapping[str, object]) -> None:
+        """Put options of a table in force, or refuse a value."""
         try:
-            await self._learner.override(ask.table, {"adaptive_search": True, **changes, "learning": True})
+            await self._learner.override(ask.table, changes)
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))
             raise ProblemError("22023", f"invalid value for {place}: {problem['msg']}") from None
-        return f"learning about {ask.table} is on"
 
     async def _disable(self, ask: Ask, arguments: Arguments, report: Report) -> str:
         await self._learner.override(ask.table, {"learning": False})
@@ -169,16 +194,33 @@ class Functions:
                 f"the patterns are about {', '.join(sorted(others))}, not about {ask.table}",
                 hint="Call the function with the table that they are about.",
             )
-        taken = self._learner.import_patterns(exchange.moved(document, database=ask.database))
+        document = exchange.moved(document, database=ask.database)
+        if not self._learner.leads:
+            self._learner.hand_in(document)
+            kinds = len(document.entries)
+            return f"{document.patterns} measured queries of {kinds} kinds given to the replica that leads"
+        taken = self._learner.import_patterns(document)
         for words in taken.left_out:
             report(f"not imported: {words}")
         return f"{len(taken.labels)} measured queries of {len(taken.templates)} kinds imported"
+
+    async def _extract(self, ask: Ask, arguments: Arguments, report: Report) -> int:
+        """Derive the patterns anew, from now on at most so many of each kind of query."""
+        if arguments["num_clusters"] is not None:
+            await self._override(ask, {"max_patterns": arguments["num_clusters"]})
+        return await self._derive(ask, arguments, report)
+
+    async def _consolidate(self, ask: Ask, arguments: Arguments, report: Report) -> int:
+        """Derive the patterns anew, from now on with those merged that are so similar."""
+        if arguments["similarity_threshold"] is not None:
+            await self._override(ask, {"pattern_similarity": arguments["similarity_threshold"]})
+        return await self._derive(ask, arguments, report)
 
     async def _derive(self, ask: Ask, arguments: Arguments, report: Report) -> int:
         """Derive the patterns anew, which merges similar ones and prunes; return how many there are."""
         states = self._states(ask)
         await self._learner.derive(states)
-        return sum(answers.pattern_count(state.policy) for state in states)
+        return self._count(ask)
 
     async def _prune(self, ask: Ask, arguments: Arguments, report: Report) -> int:
         """Drop what is known of kinds of query with too few measured ones; return the number of patterns."""

@@ -117,6 +117,7 @@ class Measuring:
         self.news = News()
         self.active = True  # False: another replica measures
         self.paused: Callable[[], bool] = bool  # tells whether nothing may be measured now
+        self.unreachable_since: float | None = None  # monotonic; of the server, as far as was tried
 
     def configure(self, config: Config) -> None:
         """Go on with other options: those of tables, or any that a running proxy takes."""
@@ -224,6 +225,15 @@ class Measuring:
         await asyncio.sleep(self._pace.pace * elapsed)
         return len(state.labelled) > known
 
+    async def reaches_upstream(self) -> bool:
+        """Find out whether the server can be reached, by a connection for this alone."""
+        try:
+            await self._upstream.try_out()
+        except UnavailableError:
+            return False
+        self.unreachable_since = None
+        return True
+
     async def _guarded(self, state: TemplateState, work: Callable[[TemplateState], Awaitable[None]]) -> bool:
         """Do something on the server for one template, and deal with trouble.  False: not possible now."""
         async with self._busy:
@@ -234,7 +244,10 @@ class Measuring:
         self._used = self._upstream
         try:
             await work(state)
+            self.unreachable_since = None
         except UnavailableError:
+            if self.unreachable_since is None:
+                self.unreachable_since = time.monotonic()
             state.recheck_at = max(state.recheck_at, time.monotonic() + 0.5)
             return False
         except (*DISCONNECTED, asyncpg.PostgresError, asyncpg.InterfaceError, BindingError) as error:

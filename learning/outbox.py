@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from learning.channel import InjectionFailed, Rated, TemplateSeen, TrajectoryBatch
+from learning.channel import Ask, InjectionFailed, Rated, TemplateSeen, TrajectoryBatch
 from learning.records import Label, Template, Trajectory
 
 PER_SECOND, BYTES_PER_SECOND = 500.0, 4e6
@@ -60,7 +60,13 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
     body: bytes
 
 
-Mail = Forwarded | Labelled | HandedIn | Noted | Rated | InjectionFailed
+class Called(msgspec.Struct, frozen=True, tag="called"):
+    """A client's call of a function that is for the leader to carry out; its rights were looked after."""
+
+    ask: Ask
+
+
+Mail = Forwarded | Labelled | HandedIn | Noted | Called | Rated | InjectionFailed
 
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[Mail] = msgspec.msgpack.Decoder(Mail)
@@ -102,7 +108,7 @@ class Outbox:
         self._events: deque[Mail] = deque(maxlen=_RATINGS)
 
     def receive(
-        self, frame: TemplateSeen | TrajectoryBatch | Rated | InjectionFailed | HandedIn | Noted
+        self, frame: TemplateSeen | TrajectoryBatch | Rated | InjectionFailed | HandedIn | Noted | Called
     ) -> None:
         """Take a frame of a worker."""
         match frame:

@@ -19,7 +19,7 @@ from typing import Any
 
 import asyncpg
 
-from learning.channel import ASK_VERSION, Abandon, Answer, Ask, Problem, Progress
+from learning.channel import ASK_VERSION, Abandon, Answer, Ask, Frame, Problem, Progress
 from learning.server import Peer
 from learning.upstream import UnavailableError
 
@@ -49,6 +49,14 @@ Report = Callable[[str], None]
 Handler = Callable[[Ask, dict[str, Any], Report], Awaitable[Any]]
 
 
+class _Nobody:
+    """Takes answers that nobody waits for."""
+
+    def send(self, frame: Frame) -> None:
+        if isinstance(frame, Answer) and frame.problem is not None:
+            log.warning("what a client of another replica called for failed: %s", frame.problem.message)
+
+
 class Service:
     """Runs the handlers.
 
@@ -64,14 +72,18 @@ class Service:
         self._handlers = handlers
         self._limit = limit
         self._long = 0
-        self._tasks: dict[tuple[Peer, int], asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[Peer | _Nobody, int], asyncio.Task[None]] = {}
 
-    def receive(self, ask: Ask, peer: Peer) -> None:
+    def receive(self, ask: Ask, peer: Peer | _Nobody) -> None:
         """Begin to work on a question."""
         task = asyncio.create_task(self._work(ask, peer))
         key = (peer, ask.number)
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    def carry_out(self, ask: Ask) -> None:
+        """Do what a client of another replica has called for; nobody waits for the answer."""
+        self.receive(ask, _Nobody())
 
     def abandon(self, frame: Abandon, peer: Peer) -> None:
         """Nobody waits for the answer any more."""
@@ -92,7 +104,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _work(self, ask: Ask, peer: Peer) -> None:
+    async def _work(self, ask: Ask, peer: Peer | _Nobody) -> None:
         try:
             answer = await self._answer(ask, lambda text: peer.send(Progress(ask.number, text)))
         except ProblemError as problem:

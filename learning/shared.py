@@ -42,7 +42,10 @@ _pack = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """The state of the group: who leads, how many seconds still (below 0: nobody does), what is published."""
+    """The state of the group: who leads, how many seconds still (below 0: nobody does), what is published.
+
+    `holder` is None where nobody has ever led, and where the last leader gave up for want of the upstream.
+    """
 
     holder: uuid.UUID | None
     term: int
@@ -233,13 +236,15 @@ class SharedStore:
             )
         return term
 
-    async def release(self, term: int) -> None:
-        """Give the lease back, and tell the others."""
+    async def release(self, term: int, *, useless: bool = False) -> None:
+        """Give the lease back, and tell the others; `useless`: for want of the upstream (`Pulse.holder`)."""
+        heir = None if useless else self.holder
         async with self._guarded() as connection:
             await connection.execute(
-                f"UPDATE {self._schema}.groups SET expires = NULL "
-                "WHERE name = $1 AND holder = $2 AND term = $3",
+                f"UPDATE {self._schema}.groups SET expires = NULL, holder = $2 "
+                "WHERE name = $1 AND holder = $3 AND term = $4",
                 self._group,
+                heir,
                 self.holder,
                 term,
             )
@@ -331,6 +336,17 @@ class SharedStore:
         async with self._guarded() as connection:
             if term is not None:
                 await self._fence(connection, term)
+            # First, because what else is added was learned later.
+            for table, column in (("templates", "key"), ("labels", "template")):
+                await connection.execute(
+                    f"DELETE FROM {s}.{table} WHERE grp = $1 AND {column} = ANY ($2::text[])",
+                    group,
+                    list(additions.forgotten),
+                )
+            await connection.executemany(
+                f"DELETE FROM {s}.notes WHERE grp = $1 AND right(name, length($2) + 1) = ':' || $2",
+                [(group, template) for template in additions.forgotten],
+            )
             await connection.executemany(
                 f"INSERT INTO {s}.templates (grp, key, off, relation, body) VALUES ($1, $2, $3, $4, $5) "
                 "ON CONFLICT (grp, key) DO UPDATE SET seen = now(), off = excluded.off, "
@@ -355,16 +371,6 @@ class SharedStore:
             await connection.executemany(
                 f"DELETE FROM {s}.labels WHERE grp = $1 AND template = $2 AND at < $3",
                 [(group, template, since) for template, since in additions.void.items()],
-            )
-            for table, column in (("templates", "key"), ("labels", "template")):
-                await connection.execute(
-                    f"DELETE FROM {s}.{table} WHERE grp = $1 AND {column} = ANY ($2::text[])",
-                    group,
-                    list(additions.forgotten),
-                )
-            await connection.executemany(
-                f"DELETE FROM {s}.notes WHERE grp = $1 AND right(name, length($2) + 1) = ':' || $2",
-                [(group, template) for template in additions.forgotten],
             )
             await self._post(connection, mail)
 
@@ -393,6 +399,15 @@ class SharedStore:
                 limit,
             )
         return [bytes(row["body"]) for row in sorted(rows, key=lambda row: int(row["id"]))]
+
+    async def cleared(self) -> dict[str, bytes]:
+        """Return the notes of what was cleared, by name."""
+        async with self._guarded() as connection:
+            rows = await connection.fetch(
+                f"SELECT name, body FROM {self._schema}.notes WHERE grp = $1 AND name LIKE 'cleared:%'",
+                self._group,
+            )
+        return {row["name"]: bytes(row["body"]) for row in rows}
 
     async def load(self, pulse: Callable[[], Any] | None = None) -> Kept:
         """Return everything that the group has learned; `pulse` is awaited between two templates."""

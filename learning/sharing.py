@@ -15,6 +15,8 @@ Rules
 - A leader that cannot reach the store goes on measuring: nobody else can be told to, and a REINDEX must not
   go unnoticed because of a store.  If others can reach it, one of them takes over after `TTL`, and two
   replicas measure until the first hears of it, each within its budget; the labels of both count.
+- A leader that cannot reach the *upstream* for `YIELD_AFTER` gives the lease up, since another may reach it;
+  then only a replica takes it that does.
 - A leader writes only under its own term, so that one which was thought dead overwrites nothing.
 - Labels are written to the state directory first, and marked when the shared store has them.  So what was
   learned with the store unreachable is added later, even after kill -9, and also what was learned before a
@@ -48,6 +50,7 @@ from learning.upstream import UnavailableError
 log = logging.getLogger(__name__)
 
 ROUND, TTL = 1.0, 6.0  # seconds
+YIELD_AFTER = 10.0  # seconds without the upstream
 _PATIENCE = 5.0  # seconds that a round may take, or a step of loading
 _BACKOFF = (0.5, 5.0)
 _SCHEMA_BACKOFF = 30.0
@@ -66,6 +69,15 @@ class Learner(Protocol):
 
     async def adopt(self, snapshot: Snapshot) -> None:
         """Put a policy in force."""
+
+    async def heed(self, notes: Mapping[str, bytes]) -> None:
+        """Forget what others have cleared."""
+
+    def lacks_upstream(self) -> bool:
+        """Tell whether measuring has failed for a while for want of the upstream."""
+
+    async def reaches_upstream(self) -> bool:
+        """Find out whether the upstream can be reached."""
 
     def receive_mail(self, mail: Mail) -> None:
         """Take what another replica has told."""
@@ -91,7 +103,8 @@ class Sharing:
         self._options = options
         self.outbox = outbox
         self.thinning = Thinning()
-        self._term: int | None = None
+        self._term: int | None = None  # of the lease that this replica has
+        self._prepared = False  # and it knows what all have learned: before, it would publish less than that
         self._seen_term = 0
         self._head = (0, 0)
         self._pieces = Pieces()
@@ -107,7 +120,7 @@ class Sharing:
     @property
     def leading(self) -> bool:
         """Whether this replica measures and publishes."""
-        return self._term is not None
+        return self._prepared
 
     def wake(self) -> None:
         """There is something to look at."""
@@ -129,11 +142,12 @@ class Sharing:
         forgotten: Sequence[str],
     ) -> None:
         """Have something written; labels are found in the state directory."""
-        waiting = self._pending
+        waiting, gone = self._pending, set(forgotten)
+        kept = {t.template.key: t for t in waiting.templates if t.template.key not in gone}
         self._pending = Additions(
-            templates=tuple({**{t.template.key: t for t in waiting.templates}, **templates}.values()),
-            notes={**waiting.notes, **notes},
-            void={**waiting.void, **void},
+            templates=tuple({**kept, **templates}.values()),
+            notes={**{n: b for n, b in waiting.notes.items() if n.rpartition(":")[2] not in gone}, **notes},
+            void={**{key: at for key, at in waiting.void.items() if key not in gone}, **void},
             forgotten=(*waiting.forgotten, *forgotten),
         )
 
@@ -200,8 +214,13 @@ class Sharing:
         pulse = await self._pulse()
         if self._term is not None and (pulse.term != self._term or pulse.holder != self._shared.holder):
             self._step_down("another replica leads")
+        if self._term is not None and self._learner.lacks_upstream():
+            await self._yield_unless_reached(self._term)
+            return
         if self._term is None and pulse.left < 0.0:
-            await self._try_to_lead(pulse)
+            given_up = pulse.holder is None and pulse.term > 0
+            if not given_up or await self._learner.reaches_upstream():
+                await self._try_to_lead(pulse)
         if pulse.term != self._seen_term:
             self._seen_term = pulse.term
             self.outbox.new_leader()
@@ -227,6 +246,7 @@ class Sharing:
                 kept.snapshot = await self._fetched()
             kept.version = pulse.head[1]
             await self._learner.lead(kept)
+            self._prepared = True
         except BaseException:
             self._term = None  # the lease runs out, or is got again
             self._learner.follow()
@@ -235,10 +255,20 @@ class Sharing:
         self._metrics.takeovers.inc()
         log.info("this replica leads (term %d): it measures for all", term)
 
+    async def _yield_unless_reached(self, term: int) -> None:
+        """Give the lease up where the upstream cannot be reached at all: another replica may reach it."""
+        if await self._learner.reaches_upstream():
+            return  # it is one database that is away, or all is well again
+        await self._led(term)  # what was learned until now is written
+        async with asyncio.timeout(_PATIENCE):
+            await self._shared.release(term, useless=True)
+        self._step_down("it cannot reach the upstream server")
+
     def _step_down(self, why: str) -> None:
         if self._term is not None:
             log.warning("this replica no longer leads: %s", why)
             self._term = None
+            self._prepared = False
             self._snapshot = None
             self._pending = Additions()
             self._head = (0, 0)
@@ -317,6 +347,7 @@ class Sharing:
         self.outbox.sample = pulse.sample
         if pulse.head != self._head and pulse.head != (0, 0):
             async with asyncio.timeout(_PATIENCE):
+                await self._learner.heed(await self._shared.cleared())
                 snapshot = await self._fetched()
             self._head = pulse.head
             if snapshot is not None:

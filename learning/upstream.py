@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 8
 APPLICATION_NAME = "ruvector-proxy learner"
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.5, 30.0  # seconds
+_TRY_OUT = 3.0  # seconds for a connection that is only to show that there is a server
 
 SESSION_SETTINGS = {
     "application_name": APPLICATION_NAME,
@@ -152,6 +153,20 @@ class Upstream:
         entry.up, entry.backoff = True, _FIRST_BACKOFF
         await self._close_surplus()
         return entry.session
+
+    async def try_out(self) -> None:
+        """Connect to the database of the DSN, and hang up.
+
+        Raises
+        ------
+        UnavailableError
+            It cannot be reached.
+        """
+        try:
+            connection = await asyncpg.connect(self._dsn, timeout=min(self._timeout, _TRY_OUT))
+        except (*DISCONNECTED, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+            raise UnavailableError(str(error)) from error
+        connection.terminate()
 
     async def lost(self, database: str, error: BaseException) -> None:
         """Note that the connection broke; the next call of `session` opens another, after the back-off."""

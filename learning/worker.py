@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,13 @@ from learning.channel import (
     encode,
 )
 from learning.drift import World
-from learning.exchange import Document, ExchangeError, decode
+from learning.exchange import Document, ExchangeError, decode, evidence, export
+from learning.exchange import encode as encode_document
 from learning.functions import Functions
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.options import Layers
-from learning.outbox import Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
+from learning.outbox import Called, Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
 from learning.overview import Overviews
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
@@ -69,7 +71,7 @@ from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer, Peer
 from learning.service import Service
 from learning.shared import SharedStore
-from learning.sharing import Sharing
+from learning.sharing import YIELD_AFTER, Sharing
 from learning.sqlite_file import Kept, StoredTemplate
 from learning.store import Store
 
@@ -147,6 +149,7 @@ class Learner:
         self._publishing = asyncio.Lock()
         self._orphans: dict[str, TemplatePolicy] = {}  # published before, of templates not met here
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
+        self._cleared: dict[str, bytes] = {}  # template -> the occasion on which it was last cleared
         self._measuring.active = self._sharing is None
         self._answering = Answering(
             self._registry,
@@ -160,6 +163,9 @@ class Learner:
         """Read what is kept, begin to listen, publish the stored policy."""
         kept = await self._store.open()
         self._publication.version = kept.version
+        for name, note in kept.notes.items():
+            if name.startswith("cleared:"):
+                self._cleared[name.removeprefix("cleared:")] = note
         await self._restore(kept)
         await self._server.start()
         if kept.snapshot is not None:
@@ -285,14 +291,42 @@ class Learner:
         self._config = self._options.config
         self._measuring.configure(self._config)
 
-    async def clear(self, state: TemplateState) -> None:
-        """Forget what was learned about a template; it is learned about anew."""
+    async def clear(self, state: TemplateState, token: bytes | None = None) -> None:
+        """Forget what was learned about a template; it is learned about anew.
+
+        `token` names the occasion, so that each replica forgets once what it has of its own; where it is
+        given, another replica has cleared the shared store.
+        """
+        key, news = state.template.key, self._measuring.news
         state.begin_anew(None)
         state.forget_traffic()
         state.policy = state.shelved = None
-        self._measuring.news.forget(state.template.key)
-        await self._store.forget(state.template.key)
-        self._measuring.news.templates[state.template.key] = StoredTemplate(state.template, table=state.table)
+        news.forget(key)
+        if token is not None:
+            news.forgotten.remove(key)
+        await self._store.forget(key)
+        news.templates[key] = StoredTemplate(state.template, table=state.table)
+        self._cleared[key] = news.notes[f"cleared:{key}"] = token or uuid.uuid4().bytes
+
+    async def heed(self, notes: Mapping[str, bytes]) -> None:
+        """Forget what others have cleared since it was last heard."""
+        for name, token in notes.items():
+            kind, _, key = name.partition(":")
+            state = self._registry.get(key)
+            if kind == "cleared" and state is not None and self._cleared.get(key) != token:
+                await self.clear(state, token)
+
+    def tell_leader(self, ask: Ask) -> None:
+        """Have the replica that leads carry out a client's call."""
+        assert self._sharing is not None
+        self._sharing.outbox.receive(Called(ask))
+
+    def hand_in(self, document: Document) -> None:
+        """Have the replica that leads take a document in."""
+        assert self._sharing is not None
+        if self._store.anonymizer is not None:
+            document = export(evidence(document), anonymize=True)
+        self._sharing.outbox.receive(HandedIn(encode_document(document)))
 
     async def derive(self, states: Sequence[TemplateState]) -> None:
         """Derive the policies of some templates now, and publish them."""
@@ -343,6 +377,7 @@ class Learner:
 
     async def lead(self, kept: Kept) -> None:
         """Begin to measure and publish for all replicas, on the ground of what all have learned."""
+        await self.heed(kept.notes)
         await self._restore(kept)
         self._publication.version = max(self._publication.version, kept.version)
         self._measuring.active = True
@@ -365,8 +400,20 @@ class Learner:
         self._measuring.active = False
         self._orphans = {}
 
+    def lacks_upstream(self) -> bool:
+        """Tell whether measuring has failed for a while for want of the upstream."""
+        since = self._measuring.unreachable_since
+        return since is not None and time.monotonic() - since > YIELD_AFTER
+
+    async def reaches_upstream(self) -> bool:
+        """Find out whether the upstream can be reached."""
+        return await self._measuring.reaches_upstream()
+
     async def adopt(self, snapshot: Snapshot) -> None:
         """Put in force what another replica has published, and keep it for a start without the store."""
+        for state in self._registry:
+            if state.template.key not in snapshot.templates and state.phase is not Phase.OFF:
+                state.policy = state.shelved = None
         adopted = await self._put_in_force(snapshot)
         await self._store.save(snapshot=adopted)
         self._metrics.version.set(snapshot.version)
@@ -399,8 +446,12 @@ class Learner:
             case Noted(name, body):
                 self._measuring.news.notes[name] = body
                 self._restore_options({name: body})
+                for state in self._registry:
+                    state.unpublished += state.table == name.partition(":")[2]
             case Rated():
                 self._measuring.rated(mail)
+            case Called(ask):
+                self._service.carry_out(ask)
             case InjectionFailed():
                 self._injection_failed(mail)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import threading
@@ -168,6 +169,28 @@ def test_another_target_gets_another_effort(proxied: psycopg.Connection[Any], le
     assert sum(effort(proxied, learned)) < usual
 
 
+def test_an_effort_that_the_client_fixes_itself(proxied: psycopg.Connection[Any], learned: Interface) -> None:
+    usual = effort(proxied, learned)
+    assert one(proxied, "SHOW ruvector.ef_search") == "auto"
+    proxied.execute("SET ruvector.ef_search = 77")
+    assert one(proxied, "SHOW ruvector.ef_search") == "77"
+    assert effort(proxied, learned) == 77
+    other = "SELECT current_setting('hnsw.ef_search', true) AS never_learned FROM items ORDER BY embedding <-> %s::vector LIMIT 9"
+    assert one(proxied, other, (text(learned.vectors[3]),)) == "77"
+    assert effort(proxied, learned, "WITH (ef_search := 55)") == 55
+    assert effort(proxied, learned, "WITH (ef_search := auto)") == 77
+    with proxied.transaction():
+        proxied.execute("SET LOCAL ruvector.ef_search = 66")
+        assert effort(proxied, learned) == 66
+    assert effort(proxied, learned) == 77
+    proxied.execute("RESET ruvector.ef_search")
+    assert effort(proxied, learned) == usual
+    assert refused(proxied, "SET ruvector.ef_search = 1001").sqlstate == "22023"
+    with learned.connect(options="-c ruvector.ef_search=88") as connection:
+        connection.execute("LOAD 'vector'")
+        assert effort(connection, learned) == 88
+
+
 @pytest.mark.parametrize("cursors", CURSORS)
 def test_settings_of_the_role_and_at_start_up(learned: Interface, cursors: Any) -> None:
     with learned.connect("iface_steered", cursor_factory=cursors) as connection:
@@ -238,6 +261,59 @@ def test_older_rating_by_vector(proxied: psycopg.Connection[Any], learned: Inter
     rate = "SELECT ruvector_record_feedback('items', %s::vector, ARRAY['1'], ARRAY['2'])"
     time.sleep(0.5)
     assert one(proxied, rate, (text(learned.vectors[3]),)) is True
+
+
+# -- patterns -------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_document_changes_nothing(proxied: psycopg.Connection[Any], learned: Interface) -> None:
+    export = "SELECT ruvector_export_patterns('items')"
+    until(lambda: len(one(proxied, export)["templates"]) > 0, 60.0)
+    document = one(proxied, export)
+    # A few of them: a longer text than 1 MiB would not be looked at.
+    others = [{**each, "patterns": each["patterns"][:3]} for each in document["templates"]]
+    entry = others.pop(next(place for place, each in enumerate(others) if len(each["patterns"]) == 3))
+    document = {**document, "templates": [entry, *others]}
+    (pattern, *rest) = entry["patterns"]
+    bad = [
+        {**document, "version": 99},
+        {**document, "format": "something else"},
+        {**document, "templates": {}},
+        {**document, "templates": [{**entry, "patterns": [*rest, {**pattern, "k": "ten"}]}, *others]},
+        {**document, "templates": [{**entry, "template": {**entry["template"], "slots": 7}}, *others]},
+        {**document, "templates": [{**entry, "rows": "many"}, *others]},
+        {**document, "templates": [*others, {**entry, "table": "public.elsewhere"}]},
+    ]
+    new = {**pattern, "timestamp": pattern["timestamp"] + 0.5}  # it would be taken, were nothing else wrong
+    for wrong in bad:
+        if wrong["templates"]:
+            first, *more = wrong["templates"]
+            wrong = {**wrong, "templates": [{**first, "patterns": [new, *first["patterns"]]}, *more]}
+        before = known(proxied)
+        error = refused(proxied, "SELECT ruvector_import_patterns('items', %s)", (json.dumps(wrong),))
+        assert error.sqlstate == "22023", error
+        assert new["timestamp"] not in known(proxied)
+        assert before <= known(proxied)  # learning goes on meanwhile: more may be known, never less
+
+
+def known(connection: psycopg.Connection[Any]) -> set[float]:
+    """Return when each of the measured queries was measured, which names it."""
+    document = one(connection, "SELECT ruvector_export_patterns('items')")
+    return {pattern["timestamp"] for entry in document["templates"] for pattern in entry["patterns"]}
+
+
+def test_the_numbers_of_patterns_functions_are_used(
+    proxied: psycopg.Connection[Any], learned: Interface
+) -> None:
+    stats = "SELECT max(patterns) FROM ruvector_learning_stats('items') WHERE trust = 'query'"
+    assert refused(proxied, "SELECT ruvector_extract_patterns('items', 0)").sqlstate == "22023"
+    assert refused(proxied, "SELECT ruvector_consolidate_patterns('items', 1.5)").sqlstate == "22023"
+    one(proxied, "SELECT ruvector_extract_patterns('items', 12)")
+    few = one(proxied, stats)
+    assert few is None or few <= 12  # None: nothing is chosen by query vector, so there are no patterns
+    assert one(proxied, "SELECT ruvector_extract_patterns('items', 1000)") >= 1
+    assert one(proxied, "SELECT ruvector_consolidate_patterns('items', 0.999)") >= 1
+    assert one(proxied, "SELECT ruvector_consolidate_patterns('items')") >= 1
 
 
 # -- rights ---------------------------------------------------------------------------------------------------

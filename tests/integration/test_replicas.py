@@ -47,8 +47,10 @@ QUERIES = clustered(300) + 0.3
 class Replica:
     """One learner, a worker of its, and what it measured."""
 
-    def __init__(self, worker: Worker, registry: CollectorRegistry, received: list[tuple[float, Snapshot]]):
-        self.worker, self.registry, self.received = worker, registry, received
+    def __init__(
+        self, worker: Worker, registry: CollectorRegistry, received: list[tuple[float, Snapshot]], path: Path
+    ) -> None:
+        self.worker, self.registry, self.received, self.path = worker, registry, received, path
 
     @property
     def leads(self) -> bool:
@@ -95,7 +97,7 @@ async def replica(config: Config) -> AsyncIterator[Replica]:
     async with learner(config, path, registry) as worker:
         listening = asyncio.create_task(listen(worker))
         try:
-            yield Replica(worker, registry, received)
+            yield Replica(worker, registry, received, path)
         finally:
             listening.cancel()
 
