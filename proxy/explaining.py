@@ -2,14 +2,13 @@
 
 A running proxy of this configuration is asked over its HTTP address, and answers from what its learner has
 in memory; where none answers, or it does not know the statement, the answer comes from what the learner has
-kept in its state directory.  Nothing is asked of the server.  The statement is recognised by the code that
+kept in its store.  Nothing is asked of the server.  The statement is recognised by the code that
 recognises the traffic, and its arguments are decoded by the code that decodes the traffic's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -30,7 +29,8 @@ from learning.answering import (
 )
 from learning.explain import Explanation, explain
 from learning.records import Value
-from learning.sqlite_file import Kept, read
+from learning.sqlite_file import Kept
+from learning.stored import place, read_store
 from learning.trajectory import canonical_values
 from proxy.admin.client import AdminClient, UnreachableError
 from proxy.sql import Recogniser, Scope, VectorQuery
@@ -87,7 +87,7 @@ def explain_statement(
     if isinstance(reply, Problem) and not reply.unknown:
         raise CannotExplainError(reply.message, reply.advice)
     try:
-        return _from_the_store(config.store.path, inquiry, vector)
+        return _from_the_store(config, inquiry, vector)
     except AnswerError as error:
         raise CannotExplainError(str(error), error.advice) from error
 
@@ -114,9 +114,9 @@ def _recognised(sql: str) -> VectorQuery:
 
 
 def _from_the_store(
-    directory: Path, inquiry: Explain, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
+    config: Config, inquiry: Explain, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
 ) -> Explanation:
-    kept = _kept(directory)
+    kept = _kept(config)
     known = [stored.template for stored in kept.templates]
     fitting = [t for t in known if inquiry.database in (None, t.database) and inquiry.user in (None, t.user)]
     assert inquiry.sql is not None
@@ -144,18 +144,15 @@ def _from_the_store(
     )
 
 
-def _kept(directory: Path) -> Kept:
+def _kept(config: Config) -> Kept:
     try:
-        return read(directory)
+        return read_store(config)
     except FileNotFoundError:
         raise CannotExplainError(
-            f"nothing is kept in {directory} (store.path): has a proxy with a learner run with this "
-            "configuration?"
+            f"nothing is kept in {place(config)}: has a proxy with a learner run with this configuration?"
         ) from None
     except (OSError, ValueError) as error:
-        raise CannotExplainError(
-            f"what is kept in {directory} (store.path) cannot be read: {error}"
-        ) from error
+        raise CannotExplainError(f"what is kept in {place(config)} cannot be read: {error}") from error
 
 
 def _arguments(

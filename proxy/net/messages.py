@@ -34,6 +34,19 @@ def upstream_lost(name: str) -> bytes:
     )
 
 
+def login_lost(name: str) -> bytes:
+    """The server closed without a word before the client was logged in, as it does while it restarts.
+
+    So it is said with the code of a server that is starting up or shutting down, after which a login may be
+    tried again: nothing was asked yet.
+    """
+    return _fatal(
+        b"57P03",
+        f"the upstream server at {name} closed the connection before the login was complete",
+        "It may be restarting; the server's own log says why. Connect again.",
+    )
+
+
 def protocol_violation(reason: str) -> bytes:
     """The client does not speak the protocol."""
     return _fatal(b"08P01", reason)

@@ -374,7 +374,7 @@ class ClientConnection(asyncio.Protocol):
         except Refusal as refused:
             self._refuse_login(refused)
         except EOFError:
-            self._end(messages.upstream_lost(self._upstream_at.name))
+            self._end(messages.login_lost(self._upstream_at.name))
         except Exception:
             log.exception("a login from %s failed by a fault of the proxy's own", self._arrival.peer)
             self._end(messages.internal_error())
@@ -501,7 +501,8 @@ class ClientConnection(asyncio.Protocol):
             and session.at_boundary
             and not self._eof
         ):
-            self._end(messages.upstream_lost(self._upstream_at.name))
+            lost = messages.upstream_lost if session.started else messages.login_lost
+            self._end(lost(self._upstream_at.name))
         else:
             self.close()
 

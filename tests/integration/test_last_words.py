@@ -104,6 +104,47 @@ def test_a_client_that_sends_while_its_connection_ends_reads_the_last_words(
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [(b"", b"57P03"), (message("R", b"\0\0\0\0"), b"57P03"), (GREETING, b"08006")],
+    ids=["at once", "before it is ready", "afterwards"],
+)
+@pytest.mark.parametrize("rst", [False, True])
+def test_a_server_that_closes_without_a_word(said: bytes, code: bytes, rst: bool) -> None:
+    """Where the login was not complete the client hears what a restarting server says."""
+
+    async def scenario() -> None:
+        async def vanish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(100)
+            writer.write(said)
+            await writer.drain()
+            if rst and not said:
+                writer.transport.abort()
+            writer.close()
+
+        upstream = await asyncio.start_server(vanish, "127.0.0.1", 0)
+        address = upstream.sockets[0].getsockname()
+        connections: list[ClientConnection] = []
+
+        def accept() -> ClientConnection:
+            at = Upstream(*address, timeout=5.0)
+            connections.append(ClientConnection(Adapter(Counters()), at, connections.remove, Farewells()))
+            return connections[-1]
+
+        server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"\0\0\0\x10\0\3\0\0user\0u\0\0")
+        async with asyncio.timeout(30):
+            heard = await reader.read()
+        assert heard.startswith(said)
+        assert b"C" + code + b"\0" in heard
+        writer.close()
+        server.close()
+        upstream.close()
+
+    asyncio.run(scenario())
+
+
 def read_all(sock: socket.socket) -> bytes:
     sock.settimeout(5)
     data = b""

@@ -24,6 +24,7 @@ from config.schema import Config
 from learning.channel import TemplateSeen, TrajectoryBatch
 from learning.exchange import evidence
 from learning.records import Label, Snapshot, Template, TemplatePolicy, Trust, Value
+from proxy.explaining import explain_statement
 from proxy.patterns import export_patterns, import_patterns
 from tests.integration.learner_kit import (
     FILTERED,
@@ -489,6 +490,13 @@ def test_patterns_are_exported_from_the_shared_store_and_imported_by_whoever_lea
             await until(lambda: one.labels() >= 30)
 
     run(learned())
+    # No proxy runs, and the state directory is not asked: everything comes from the shared store.
+    vector = "[" + ",".join(map(str, QUERIES[0].tolist())) + "]"
+    elsewhere = config.model_copy(
+        update={"store": config.store.model_copy(update={"path": tmp_path / "none"})}
+    )
+    explained = explain_statement(elsewhere, UNFILTERED, [vector], database=None, user=None, live=False)
+    assert (explained.table, explained.live, explained.labels >= 30) == ("public.items", False, True)
     document = export_patterns(config, tables={"public.items"}, anonymize=False)
     (known,) = evidence(document)
     assert known.template == found
