@@ -127,7 +127,7 @@ def test_a_server_that_closes_without_a_word(said: bytes, code: bytes, rst: bool
         connections: list[ClientConnection] = []
 
         def accept() -> ClientConnection:
-            at = Upstream(*address, timeout=5.0)
+            at = Upstream(address[0], address[1], timeout=5.0)
             connections.append(ClientConnection(Adapter(Counters()), at, connections.remove, Farewells()))
             return connections[-1]
 
