@@ -3,6 +3,7 @@
 signatures  the functions: arguments, results, who may call them
 records     what a text with calls in it is turned into: plain immutable records
 arguments   from the arguments as written to one SQL text that the server evaluates
+prepared    PREPARE and EXECUTE of a text with calls
 rewriting   a text with calls -> the same text in which the server reads the answers
 settings    names and values of ``SET ruvector.*``, and the WITH (...) clause of a SELECT
 questions   what is asked of the server, and what of the learner, for one call

@@ -35,11 +35,20 @@ class Call:
     """
 
     function: Function
-    slot: int  # number of the setting that carries the answer
+    slot: str  # end of the name of the setting that carries the answer
     question: str
     parameters: tuple[int, ...]
     position: int  # of the function's name, in characters from 1
     key: str = "v"  # a value's name in the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The calls of a statement that is prepared at the level of SQL, for its executions."""
+
+    name: str
+    calls: tuple[Call, ...]
+    types: tuple[bytes, ...]  # of the parameters, as they are written; may be fewer than there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Piece:
     text: bytes
     calls: tuple[Call, ...] = ()
     splices: tuple[tuple[int, int, int], ...] = ()
+    deferred: Deferred | None = None
     tag: bytes | None = None  # the client is told this instead of the server's command tag
 
     def original(self, position: int) -> int:

@@ -18,11 +18,14 @@ Rules
 -----
 * Only an unqualified name is a call of the proxy's; with a schema it is the server's business.
 * Arguments must not depend on rows, since there is one answer per execution; a subquery may stand there.
-* Only statements that are executed once and at once can hold a call: no views, no function bodies.
+* Statements that are executed where nobody sees it cannot hold a call: no views, no function bodies.
+* A cursor is read after its declaration, when other calls may have been answered: its answers lie in settings
+  named after it.  A PREPARE keeps its calls (`Piece.deferred`) for EXECUTE (`proxy.interface.prepared`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,7 +34,8 @@ from postgast import pg_query_pb2 as pb
 
 from proxy.interface import settings
 from proxy.interface.arguments import assigned, depends_on_rows, function_for, question
-from proxy.interface.records import Call, Piece, RefusalError, Rewritten
+from proxy.interface.prepared import declared_types
+from proxy.interface.records import Call, Deferred, Piece, RefusalError, Rewritten
 from proxy.interface.scanning import Scanned
 from proxy.interface.signatures import FUNCTIONS, Function
 from proxy.sql.tree import Message, children, inner, names
@@ -138,10 +142,9 @@ def _piece(scanned: Scanned, statement: pb.RawStmt, count: int, answered: Collec
     start = statement.stmt_location
     end = start + statement.stmt_len if statement.stmt_len else len(sql)
     found = _nested(scanned, statement.stmt, answered)
-    executed = True
-    if found:
-        executed = _executed(sql, inner(statement.stmt), found[0].start)
-    writer = _Writer(scanned)
+    node = inner(statement.stmt)
+    executed = _executed(sql, node, found[0].start) if found else True
+    writer = _Writer(scanned, _slots(node))
     text = writer.render(start, end, found)
     blanks = len(sql[:start].decode()) if count > 1 else 0
     splices = tuple(
@@ -151,7 +154,17 @@ def _piece(scanned: Scanned, statement: pb.RawStmt, count: int, answered: Collec
     body = text if count == 1 else b" " * blanks + text
     if count == 1:
         body = sql[:start] + text + (b"" if not statement.stmt_len else sql[end:])
-    return Piece(body, tuple(writer.calls) if executed else (), splices)
+    calls = tuple(writer.calls)
+    if isinstance(node, pb.PrepareStmt) and calls:
+        return Piece(body, (), splices, Deferred(node.name, calls, declared_types(scanned, statement)))
+    return Piece(body, calls if executed else (), splices)
+
+
+def _slots(node: Message) -> str:
+    """Return what the settings of a statement's answers begin with."""
+    if not isinstance(node, pb.DeclareCursorStmt):
+        return ""
+    return f"cursor_{hashlib.blake2b(node.portalname.encode(), digest_size=8).hexdigest()}_"
 
 
 def _executed(sql: bytes, node: Message, first: int) -> bool:
@@ -173,12 +186,17 @@ def _executed(sql: bytes, node: Message, first: int) -> bool:
         return True
     if isinstance(node, pb.CopyStmt) and not node.is_from:
         return True
+    if isinstance(node, pb.DeclareCursorStmt):
+        return _executed(sql, inner(node.query), first)
+    if isinstance(node, pb.PrepareStmt) and isinstance(inner(node.query), _EXECUTED):
+        return False
     raise RefusalError(
         "0A000",
         "a function of ruvector-proxy cannot be called here",
         detail="It is answered once, when the statement is executed; it cannot be kept in a view, a rule, "
-        "a cursor, a default or an SQL-level PREPARE.",
-        hint="Use it in SELECT, INSERT, UPDATE, DELETE, MERGE, CREATE TABLE AS, COPY (...) TO or EXPLAIN.",
+        "a function or a default.",
+        hint="Use it in SELECT, INSERT, UPDATE, DELETE, MERGE, CREATE TABLE AS, COPY (...) TO, PREPARE, "
+        "EXPLAIN or DECLARE CURSOR; of what it returns now CREATE TABLE AS keeps a copy.",
         position=_characters(sql, first),
     )
 
@@ -208,8 +226,9 @@ def _nested(scanned: Scanned, tree: Message, answered: Collection[str]) -> list[
 class _Writer:
     """Replaces calls, the inner ones first; numbers them in that order."""
 
-    def __init__(self, scanned: Scanned) -> None:
+    def __init__(self, scanned: Scanned, slots: str) -> None:
         self._scanned = scanned
+        self._slots = slots
         self._sql = scanned.sql
         self.calls: list[Call] = []
         self._replacements: dict[int, bytes] = {}
@@ -259,7 +278,7 @@ class _Writer:
                     position=position,
                 )  # fmt: skip
         asked, parameters = question(function, written)
-        slot = len(self.calls)
+        slot = f"{self._slots}{len(self.calls)}"
         source = one.in_from
         alias = source.alias.aliasname if source is not None and source.HasField("alias") else function.name
         key = alias if source is not None and not function.returns_rows else "v"
@@ -304,7 +323,7 @@ class _Writer:
         return f"ROWS FROM ({item})".encode()
 
 
-def _answer(slot: int, kept: Sequence[str]) -> str:
+def _answer(slot: str, kept: Sequence[str]) -> str:
     # Where there is no answer this fails: nothing must be taken for an empty one.
     read = f"pg_catalog.current_setting('{ANSWER}{slot}')::pg_catalog.jsonb"
     if not kept:

@@ -29,11 +29,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from proxy.interface import prepared
 from proxy.interface.questions import Question, question_of
-from proxy.interface.records import Call, Piece, RefusalError, Rewritten
+from proxy.interface.records import Call, Deferred, Piece, RefusalError, Rewritten
 from proxy.interface.rewriting import ANSWER
 from proxy.interface.settings import NOTHING, PREFIX, READ, Steering, read_values
 from proxy.session.adaptation import Adapter
@@ -102,6 +103,7 @@ class Caller(Enforcer):
         "_calls",
         "_closing",
         "_consulting",
+        "_deferred",
         "_outcome",
         "_patient",
         "_procedure",
@@ -123,6 +125,7 @@ class Caller(Enforcer):
         self.abandoned = False  # the answer to the last question is of no more use
         self.to_client = b""  # bytes for the client that no reply has called for
         self._calls: dict[bytes, BoundCalls] = {}  # portals with calls in them
+        self._deferred: dict[str, Deferred] = {}  # prepared at the level of SQL, with calls in them
         self._procedure: Procedure | None = None
         self._asked: Mark | None = None  # of the step under way
         self._consulting = False  # the learner is at work
@@ -248,6 +251,31 @@ class Caller(Enforcer):
         self._add_mark(mark)
         return message(b"P", name + b"\0" + text + body[sql_end:])
 
+    def _with_executions(self, sql: bytes, statement: Statement) -> Statement:
+        """Return what a text is that may execute a statement which was prepared with calls in it."""
+        rewritten, gone = prepared.look(sql, self._deferred)
+        if rewritten is not None:
+            return replace(statement, rewritten=rewritten, controls_transaction=True)
+        for name in tuple(self._deferred):
+            if (name in gone or prepared.EVERYTHING in gone) and statement.rewritten is None:
+                # Where it fails nothing is lost but that its EXECUTE finds no answer, and says so.
+                del self._deferred[name]
+        return statement
+
+    def _keep(self, deferred: Deferred, completion: int) -> None:
+        """Remember the calls of a PREPARE that is sent, unless the message with this completion fails."""
+        before = self._deferred.get(deferred.name)
+
+        def undo() -> None:
+            if before is not None:
+                self._deferred[deferred.name] = before
+            else:
+                self._deferred.pop(deferred.name, None)
+
+        self._journal.note(self._segment_out, completion, undo)
+        if len(self._deferred) < _MAX_CALLS:
+            self._deferred[deferred.name] = deferred
+
     def _bind_calls(
         self, portal: bytes, name: bytes, statement: Statement, data: bytes, position: int, end: int
     ) -> None:
@@ -365,6 +393,8 @@ class Caller(Enforcer):
                 parse = b""
             portal = message(b"B", b"\0\0\0\0\0\0\0\0") + message(b"D", b"P\0") + message(b"E", b"\0\0\0\0\0")
             hidden = 2 if parse else 1
+            if piece.deferred is not None:
+                self._keep(piece.deferred, self._sent + hidden + 1)
             yield Show(parse + portal, hidden, hidden + 2, piece)
 
     def _answer(
@@ -384,7 +414,7 @@ class Caller(Enforcer):
         if not call.function.returns_rows:
             answer = {call.key: answer}
         text = json.dumps(answer).encode()
-        values = [(0, str(call.slot).encode()), (0, text)]
+        values = [(0, call.slot.encode()), (0, text)]
         yield Ask(*once(_SET, values, [25, 25]))
 
     def _refuse(self, refusal: RefusalError) -> Procedure:

@@ -288,6 +288,8 @@ class Session(Caller):
             if sql_end < 0:
                 return None  # the server will say what is wrong
             statement = self.adapter.recognise(data[name_end + 1 : sql_end], self._current_scope())
+            if self._deferred:
+                statement = self._with_executions(data[name_end + 1 : sql_end], statement)
             if statement.text is not None:
                 self._replaced = injection.message(b"P", name + b"\0" + statement.text + data[sql_end:end])
             elif statement.rewritten is not None:
@@ -429,6 +431,8 @@ class Session(Caller):
             inserted = self._restore()
         if bound is not None:
             self._watch(bound, self._segment_out, self._sent, self._sent + 1)
+        elif calls is not None and calls.piece.deferred is not None:
+            self._keep(calls.piece.deferred, self._sent)
         elif calls is not None and calls.piece.tag is not None:
             mark = Mark(Purpose.SHOW, self._segment_out, self._sent, self._sent + 1)
             mark.piece = calls.piece
@@ -479,6 +483,8 @@ class Session(Caller):
                 statement = _OVERSIZE
             else:
                 statement = self.adapter.recognise(data[position + 5 : end - 1], self._current_scope())
+                if self._deferred:
+                    statement = self._with_executions(data[position + 5 : end - 1], statement)
             query = statement.vector
             if self._stale and query is not None and not self._sent and self._must_read_settings(query):
                 self._begin(self._read_settings(), injection.SYNC, Segment.OWN)

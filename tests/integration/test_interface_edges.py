@@ -77,6 +77,84 @@ def test_switched_off_the_server_answers_all(edges: Interface, tmp_path: Path) -
                     connection.execute("SELECT * FROM ruvector_learning_stats('items')")
 
 
+# -- cursors, and statements that are prepared by SQL ---------------------------------------------------------
+
+
+def rows(connection: psycopg.Connection[Any], sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    return connection.execute(sql, parameters).fetchall()
+
+
+def test_a_cursor_reads_its_own_answer(proxied: psycopg.Connection[Any]) -> None:
+    columns = "SELECT name FROM ruvector_recommend_params('items')"
+    declare = "DECLARE {} CURSOR FOR SELECT n, (SELECT count(*) FROM ruvector_learning_stats('items')) FROM generate_series(1, 3) n"
+    with proxied.transaction():
+        proxied.execute(declare.format("one"))
+        proxied.execute('DECLARE "Two" CURSOR FOR SELECT ruvector_last_query_id() IS NULL')
+        assert rows(proxied, columns) == []  # answered in between, into the same settings as ever
+        assert rows(proxied, "FETCH 2 FROM one") == [(1, 0), (2, 0)]
+        assert rows(proxied, 'FETCH ALL FROM "Two"') == [(True,)]
+        assert rows(proxied, "FETCH ALL FROM one") == [(3, 0)]
+        with pytest.raises(psycopg.errors.UndefinedTable), proxied.transaction():
+            proxied.execute("DECLARE three CURSOR FOR SELECT * FROM ruvector_learning_stats('nowhere')")
+        proxied.execute("CLOSE one")
+        proxied.execute(declare.format("one").replace("CURSOR", "CURSOR WITH HOLD"))
+    assert rows(proxied, "FETCH ALL FROM one") == [(1, 0), (2, 0), (3, 0)]
+    proxied.execute("CLOSE one")
+
+
+def test_server_side_cursors_of_a_driver(edges: Interface) -> None:
+    with edges.connect() as connection, connection.transaction():
+        with connection.cursor("named") as cursor:
+            cursor.execute(
+                "SELECT n, ruvector_last_query_id(), %s::text FROM generate_series(1, 5) n", ("x",)
+            )
+            assert cursor.fetchmany(2) == [(1, None, "x"), (2, None, "x")]
+            assert len(cursor.fetchall()) == 3
+        with connection.cursor("other") as cursor:
+            cursor.execute("SELECT count(*) FROM ruvector_learning_stats(%s)", ("items",))
+            assert cursor.fetchall() == [(0,)]
+
+
+def test_prepare_and_execute(proxied: psycopg.Connection[Any]) -> None:
+    proxied.execute("PREPARE told (text, int) AS SELECT count(*) + $2 FROM ruvector_learning_stats($1)")
+    assert rows(proxied, "EXECUTE told ('items', 3)") == [(3,)]
+    assert rows(proxied, "EXECUTE told ('public.' || 'items', 4)") == [(4,)]
+    with pytest.raises(psycopg.errors.UndefinedTable):
+        proxied.execute("EXECUTE told ('nowhere', 3)")
+    with pytest.raises(psycopg.errors.DuplicatePreparedStatement):
+        proxied.execute("PREPARE told AS SELECT ruvector_learning_stats('items')")
+    assert rows(proxied, "execute TOLD ('items', 5)") == [(5,)]
+    proxied.execute("CREATE TEMP TABLE kept AS EXECUTE told ('items', 6)")
+    assert rows(proxied, "SELECT * FROM kept") == [(6,)]
+    proxied.execute("DROP TABLE kept")
+    proxied.execute("PREPARE rating AS SELECT ruvector_record_feedback($1, ARRAY['1'])")
+    with proxied.transaction():
+        assert rows(proxied, "EXECUTE rating ('never seen')") == [(False,)]
+    proxied.execute("BEGIN READ ONLY")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        proxied.execute("EXECUTE rating ('never seen')")
+    proxied.execute("ROLLBACK")
+    proxied.execute("DEALLOCATE told")
+    proxied.execute("PREPARE told (text, int) AS SELECT 7, $1, $2")
+    assert rows(proxied, "EXECUTE told ('nowhere', 1)") == [(7, "nowhere", 1)]  # nothing is called any more
+    proxied.execute("DEALLOCATE ALL")
+    with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+        proxied.execute("EXECUTE rating ('x')")
+
+
+def test_what_stays_refused_says_what_to_do(proxied: psycopg.Connection[Any]) -> None:
+    for sql in (
+        "CREATE VIEW v AS SELECT * FROM ruvector_learning_stats('items')",
+        "CREATE MATERIALIZED VIEW v AS SELECT * FROM ruvector_learning_stats('items')",
+        "SELECT s.* FROM pg_class c, LATERAL ruvector_learning_stats(c.relname) s",
+        "SELECT ruvector_learning_stats(relname) FROM pg_class",
+    ):
+        with pytest.raises(psycopg.errors.FeatureNotSupported) as caught:
+            proxied.execute(sql)
+        assert caught.value.diag.message_hint
+        assert caught.value.diag.statement_position
+
+
 # -- psql -----------------------------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ def test_what_surrounds_a_call_stays_as_it_was(
     assert found.refusal is None
     (piece,) = found.pieces
     assert len(piece.calls) == sum(count for (_, count), _, _ in columns)
-    assert [call.slot for call in piece.calls] == list(range(len(piece.calls)))
+    assert [call.slot for call in piece.calls] == [str(i) for i in range(len(piece.calls))]
     parse(piece.text.decode())  # what comes out is SQL
     for call in piece.calls:
         parse(call.question)
