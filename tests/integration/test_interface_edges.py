@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import struct
@@ -210,12 +211,16 @@ def test_a_long_call_ends_with_its_client(edges: Interface, way: str) -> None:
     if way == "goodbye":
         client.send(message("X"))
     client.socket.close()
+    # Its place is free again, long before a hundred thousand queries could have been measured.
+    short = LONG.replace("100000", "5")
+
+    def works() -> bool:
+        with edges.connect() as connection, contextlib.suppress(psycopg.errors.ConfigurationLimitExceeded):
+            return len(rows(connection, short)) == 3
+        return False
+
+    until(works, 60.0)
     until(lambda: not at_work(edges), 60.0)
-    with edges.connect() as connection:  # and its place is free again
-        rows = connection.execute(
-            "SELECT * FROM ruvector_benchmark_latency('items', num_queries := 5, k := 10)"
-        ).fetchall()
-    assert len(rows) == 3
 
 
 def test_a_client_that_has_only_shut_down_its_side_gets_the_answer(edges: Interface) -> None:
