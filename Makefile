@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-sql bench-replicas bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-sql bench-replicas bench-rolling bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -78,6 +78,9 @@ bench-sql: $(DEV) ## what the SQL interface costs statements that use none of it
 
 bench-replicas: $(DEV) ## three replicas on one store: as good as one, leader killed, server restarted (20 minutes)
 	@$(BIN)/python -m bench.replicas
+
+bench-rolling: $(DEV) ## a rolling update: an older commit and today's program side by side on one store (3 minutes)
+	@$(BIN)/python -m bench.rolling
 
 clean: ## remove what was built, measured and installed here
 	rm -rf .venv .conformance .demo .replay demo-results build dist *.egg-info
