@@ -13,6 +13,7 @@ import msgspec
 
 from learning.records import (
     HASHED,
+    ContextPolicy,
     Label,
     QueryPolicy,
     Snapshot,
@@ -28,6 +29,14 @@ class Anonymizer:
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
+
+    def serving(self, snapshot: Snapshot) -> Snapshot:
+        """Return the snapshot with what a worker needs in order to find a value by its hash."""
+        return msgspec.structs.replace(snapshot, salt=self._salt)
+
+    def share(self, values: str) -> str:
+        """Hash the values that a share of the rows is known of; hashed ones stay as they are."""
+        return values if values.startswith(HASHED) else f"{HASHED}{self._digest(values.encode())}"
 
     def context(self, context: str) -> str:
         """Hash a context key; one that is hashed already, or is nothing but a k, stays as it is."""
@@ -51,15 +60,26 @@ class Anonymizer:
         return msgspec.structs.replace(trajectory, vector=None, values=hashed)
 
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot without patterns and filter values: after a restart these are learned again."""
+        """Return the snapshot without patterns and with filter values hashed."""
         return msgspec.structs.replace(
             snapshot, templates={key: self._policy(policy) for key, policy in snapshot.templates.items()}
         )
 
     def _policy(self, policy: TemplatePolicy) -> TemplatePolicy:
-        contexts = {context: arm for context, arm in policy.contexts.items() if "\x1f" not in context}
         query: QueryPolicy | None = None
-        return msgspec.structs.replace(policy, contexts=contexts, selectivity={}, query=query, lowered=())
+        lowered = tuple(
+            msgspec.structs.replace(less, contexts=self._contexts(less.contexts)) for less in policy.lowered
+        )
+        return msgspec.structs.replace(
+            policy,
+            contexts=self._contexts(policy.contexts),
+            selectivity={self.share(values): share for values, share in policy.selectivity.items()},
+            query=query,
+            lowered=lowered,
+        )
+
+    def _contexts(self, contexts: dict[str, ContextPolicy]) -> dict[str, ContextPolicy]:
+        return {self.context(context): arm for context, arm in contexts.items()}
 
     def _digest(self, data: bytes) -> str:
         return hashlib.blake2b(data, key=self._salt, digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from learning.anonymizer import Anonymizer
 from learning.contexts import bucket
 from learning.curves import ladders
 from learning.density import Sketch
@@ -39,6 +40,7 @@ from learning.records import (
     TemplatePolicy,
     Trust,
     context_key,
+    is_hashed,
 )
 
 _MEMO = 4096  # k's remembered per template; a k is an integer that a client sends
@@ -63,7 +65,8 @@ class SearchOptimizer:
         for key, policy in snapshot.templates.items():
             before = old.get(key)
             same = before is not None and before.policy.query == policy.query
-            self._templates[key] = _Prepared(policy, before.lookup if before and same else None, sketches)
+            lookup = before.lookup if before and same else None
+            self._templates[key] = _Prepared(policy, lookup, sketches, snapshot.salt)
         lookups = (prepared.lookup for prepared in self._templates.values())
         used = {lookup.sketch_name for lookup in lookups if lookup is not None}
         self._sketches: dict[bytes, Sketch] = {
@@ -112,9 +115,16 @@ class _Prepared:
     """One template's policy with its choices made beforehand."""
 
     def __init__(
-        self, policy: TemplatePolicy, lookup: QueryLookup | None, sketches: dict[bytes, Sketch]
+        self,
+        policy: TemplatePolicy,
+        lookup: QueryLookup | None,
+        sketches: dict[bytes, Sketch],
+        salt: bytes = b"",
     ) -> None:
         self.policy = policy
+        self._salt = salt
+        named = any(map(is_hashed, policy.contexts)) or any(map(is_hashed, policy.selectivity))
+        self._anonymizer = Anonymizer(salt) if salt and named else None
         self.lookup = lookup
         if policy.query is not None and lookup is None:
             try:
@@ -148,7 +158,7 @@ class _Prepared:
                         buckets=lowered.buckets,
                         lowered=(),
                     )
-                    self._lowered[number] = _Prepared(less, None, {})
+                    self._lowered[number] = _Prepared(less, None, {}, self._salt)
                 return self._lowered[number]
         return self
 
@@ -160,13 +170,19 @@ class _Prepared:
         key = context_key(k, values)
         if key in self._contexts:
             return self._contexts[key]
+        policy = self.policy
         rest = key.partition("\x1f")[2]
-        others = self._by_values.get(rest)
+        others, share = self._by_values.get(rest), policy.selectivity.get(rest)
+        if self._anonymizer is not None:
+            key = self._anonymizer.context(key)
+            if key in self._contexts:
+                return self._contexts[key]
+            others = others or self._by_values.get(key.partition("\x1f")[2])
+            share = policy.selectivity.get(self._anonymizer.share(rest)) if share is None else share
         if others:
             nearest = _nearest(others, k)
             return self._choice(others[nearest], nearest, k, f"measured with k={nearest}")
-        policy = self.policy
-        number = bucket(policy.selectivity.get(rest, policy.rare_selectivity))
+        number = bucket(policy.rare_selectivity if share is None else share)
         if number is not None:
             if number in policy.buckets:
                 return self._choice(policy.buckets[number], policy.max_k, k, "values of the same selectivity")

@@ -211,6 +211,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     created_at: float
     templates: dict[str, TemplatePolicy]
     format: int = 1
+    salt: bytes = b""  # with which values in contexts were hashed; empty: none were (learning.anonymizer)
 
 
 class Choice(msgspec.Struct, frozen=True):

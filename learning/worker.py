@@ -218,8 +218,14 @@ class Learner:
                 if self._measuring.active and not self._config.table(policy.table).learning:
                     await self._measuring.switch_off(state, policy.table)
         self._publication.restore(permitted_ones)
-        await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(permitted_ones))))
+        await self._give(permitted_ones)
         return permitted_ones
+
+    async def _give(self, snapshot: Snapshot) -> None:
+        """Give a snapshot to the workers."""
+        anonymizer = self._store.anonymizer
+        given = snapshot if anonymizer is None else anonymizer.serving(snapshot)
+        await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(given))))
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """Return the tasks' coroutines; each runs until it is cancelled."""
@@ -623,7 +629,7 @@ class Learner:
             key = state.template.key
             if key in policies and material(before.get(key), policies[key]):
                 state.watch.published(snapshot.version)
-        await self._server.publish(await asyncio.to_thread(lambda: encode(Publish(snapshot))))
+        await self._give(snapshot)
         if self._sharing is not None:
             self._sharing.publish(snapshot)
         await self._store.save(snapshot=snapshot)

@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres
 from config.schema import Config
 from learning.channel import InjectionFailed, TemplateSeen, TrajectoryBatch, encode
-from learning.records import TemplatePolicy, Trust, Value
+from learning.optimizer import SearchOptimizer
+from learning.records import TemplatePolicy, Trust, Value, is_hashed
 from tests.integration.learner_kit import (
     FILTERED,
     UNFILTERED,
@@ -335,7 +336,13 @@ def test_anonymized_learner_keeps_its_knowledge_without_keeping_values(
 
     async def second() -> TemplatePolicy:
         async with learner(config, socket_path) as worker:
-            assert not (await worker.snapshot()).templates[found.key].contexts
+            snapshot = await worker.snapshot()
+            assert all(is_hashed(context) for context in snapshot.templates[found.key].contexts)
+            for value in names:  # each is served as before, from the first query on
+                assert value.data is not None
+                told = SearchOptimizer(snapshot).optimize(found.key, None, 10, (value.data.decode(),))
+                assert told is not None
+                assert told.reason == "measured"
             await worker.announce(found, [query(found, QUERIES[0], names[0])])
             return await worker.policy(found, lambda p: "10\x1fshelf-0" in p.contexts)
 

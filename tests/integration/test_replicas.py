@@ -23,7 +23,8 @@ from bench.pooler import pgbouncer
 from config.schema import Config
 from learning.channel import TemplateSeen, TrajectoryBatch
 from learning.exchange import evidence
-from learning.records import Label, Snapshot, Template, TemplatePolicy, Trust, Value
+from learning.optimizer import SearchOptimizer
+from learning.records import Label, Snapshot, Template, TemplatePolicy, Trust, Value, is_hashed
 from proxy.explaining import explain_statement
 from proxy.patterns import export_patterns, import_patterns
 from tests.integration.learner_kit import (
@@ -456,8 +457,15 @@ def test_anonymized_replicas_share_no_vector_and_no_value(
     postgres: EmbeddedPostgres, database: str, store: str, tmp_path: Path
 ) -> None:
     create_items(postgres.dsn(database))
-    found = template(UNFILTERED, database)
+    found, filtered = template(UNFILTERED, database), template(FILTERED, database)
     learning = {"anonymize": True, "target_recall": 0.95}
+
+    def served(each: Replica) -> bool:
+        """Tell whether a value gets its own settings from this replica, which knows it by its hash."""
+        if not each.received:
+            return False
+        choice = SearchOptimizer(each.received[-1][1]).optimize(filtered.key, None, 10, ("2",))
+        return choice is not None and choice.reason == "measured"
 
     async def scenario() -> None:
         configs = [shared(postgres, tmp_path / str(n), store, learning=learning) for n in range(2)]
@@ -465,7 +473,14 @@ def test_anonymized_replicas_share_no_vector_and_no_value(
             await until(lambda: any(each.leads for each in both))
             for each in both:
                 await ask(each, found, QUERIES)
+                queries = [query(filtered, v, Value(0, b"2")) for v in QUERIES[:40]]
+                await each.worker.send(TemplateSeen(filtered), TrajectoryBatch(tuple(queries)))
             await until(lambda: all(trusted(each, found) for each in both))
+            await until(lambda: all(served(each) for each in both))
+            follower = next(each for each in both if not each.leads)
+            contexts = follower.received[-1][1].templates[filtered.key].contexts
+            assert contexts
+            assert all(is_hashed(context) for context in contexts)
 
     run(scenario())
     names = ("templates", "labels", "mail", "notes", "pieces", "manifests")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
+from learning.anonymizer import Anonymizer
 from learning.distillation import Options, TableFacts, distill
 from learning.optimizer import SearchOptimizer
 from learning.records import Choice, Snapshot, TemplatePolicy, Trust
@@ -64,6 +66,27 @@ def test_a_lower_target_is_followed_for_filtered_queries() -> None:
     assert chosen(0.6, "b").arm.effort < (chosen(None, "b").arm.effort or 10_000)
     # Of a value without evidence nothing is known: it gets what it always gets, or its class of selectivity.
     assert chosen(0.6, "never seen").arm == chosen(None, "never seen").arm
+
+
+def test_hashed_values_are_served_like_the_values_themselves() -> None:
+    policy = filtered_policy()
+    plain = Snapshot(1, 0.0, {"t": policy})
+    anonymizer = Anonymizer(b"salt")
+    hidden = anonymizer.snapshot(plain)
+    assert hidden == anonymizer.snapshot(hidden)
+    told = msgspec.msgpack.encode(hidden)
+    assert len(policy.contexts) == len(hidden.templates["t"].contexts) == 2
+    assert not any(key.encode() in told for key in (*policy.contexts, "\xa1a", "\xa1b"))
+    by_value, by_hash = SearchOptimizer(plain), SearchOptimizer(anonymizer.serving(hidden))
+    without = SearchOptimizer(hidden)
+    for value in ("a", "b", "never seen"):
+        for k in (10, 25):
+            for target in (None, 0.6):
+                expected = by_value.optimize("t", None, k, (value,), target)
+                assert by_hash.optimize("t", None, k, (value,), target) == expected
+    assert by_value.optimize("t", None, 10, ("a",)) != without.optimize("t", None, 10, ("a",))
+    other = SearchOptimizer(Anonymizer(b"another").serving(hidden))
+    assert other.optimize("t", None, 10, ("a",)) == without.optimize("t", None, 10, ("a",))
 
 
 def test_fewer_patterns_and_patterns_that_are_less_alike() -> None:
