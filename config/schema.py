@@ -468,6 +468,7 @@ class Learning(Section):
         "Patterns of one kind of query that a policy is made of: the queries asked most, then the newest.",
         unit="patterns",
         downside="Fewer tell queries apart less well; each is about as large as its vector, in every worker.",
+        live=True,
         ge=10,
         le=3_000,
     )
@@ -477,6 +478,7 @@ class Learning(Section):
         "1 - d * d / 2 of their distance d in units of the queries' spread, and 0.999 merges none there.",
         unit="cosine, above 0 to 1",
         downside="Lower makes fewer patterns, and averages away what tells queries apart.",
+        live=True,
         gt=0.0,
         le=1.0,
     )
@@ -579,6 +581,7 @@ class Table(Section):
         "Patterns of one kind of query on this table; left out: learning.max_patterns.",
         unit="patterns",
         downside="As for learning.max_patterns.",
+        live=True,
         ge=10,
         le=3_000,
     )
@@ -587,6 +590,7 @@ class Table(Section):
         "Cosine from which two queries on this table are one pattern; left out: learning.pattern_similarity.",
         unit="cosine, above 0 to 1",
         downside="As for learning.pattern_similarity.",
+        live=True,
         gt=0.0,
         le=1.0,
     )

@@ -79,6 +79,7 @@ OTHER_VALUES: dict[str, str] = {
     "limits.connect_timeout": "2.5",
     "limits.authentication_timeout": "5",
     "limits.drain_timeout": "0",
+    "limits.handover_timeout": "61",
     "learning.relay_only": "true",
     "limits.max_connections": "500",
     "limits.max_connections_per_user": "50",
