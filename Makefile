@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz bench-proxy bench-index bench-drift bench-sql bench-replicas bench-rolling bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak bench-proxy bench-index bench-drift bench-sql bench-replicas bench-rolling bench-live bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -56,6 +56,15 @@ screenshots: $(DEV) ## the pictures in docs/dashboard.md, from a live run in hea
 
 fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+corpus: $(DEV) ## PostgreSQL's regression suite and 100,000 texts made of it, byte for byte through the session
+	@$(BIN)/python -m tests.corpus
+
+chaos: $(DEV) ## every fault under load, into docs/chaos.md; SEED=1 (ten minutes)
+	@$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --write docs/chaos.md
+
+soak: $(DEV) ## mixed load for SECONDS=3600, direct and proxied, into docs/soak.md: nothing may differ or grow
+	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --write docs/soak.md
 
 bench-proxy: $(DEV) ## what the hop costs, beside direct and pgbouncer (20 minutes; QUICK=1, ONLY=..., DOCS=1)
 	@$(BIN)/python -m bench.relay $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DOCS),--docs)
