@@ -32,6 +32,7 @@ EXAMPLES = {
     "learner.dsn": "postgresql://user:password@127.0.0.1:5432/database",
     "learner.replica_dsn": "postgresql://user:password@replica:5432/app",
     "store.dsn": "postgresql://user:password@127.0.0.1:5432/learned",
+    "log.slow_query": 0.5,
     "admin.token": "a-long-random-word",
     "auth.users_file": "users.txt",
     "auth.query_dsn": "postgresql://lookup:password@127.0.0.1:5432/postgres",

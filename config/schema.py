@@ -617,13 +617,22 @@ class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = option(
         "info",
         "Least serious kind of message that is shown.",
-        downside='"debug" writes several lines per connection.',
+        downside='"debug" writes a line for each connection.',
         live=True,
     )
     format: Literal["human", "json"] = option(
         "human",
         '"human" for reading, "json" for one JSON object per line.',
         downside='"json" is hard to read without a tool.',
+        live=True,
+    )
+    slow_query: float | None = option(
+        None,
+        "Duration from which a vector query is logged: its statement without values, what it got and why. "
+        "Left out: none is.",
+        unit="seconds",
+        downside="A short one fills the log; above 100 a second of each worker they are only counted.",
+        ge=0.0,
         live=True,
     )
 

@@ -41,7 +41,7 @@ from learning.plans import Plan
 from learning.probe import apply, snapshot
 from learning.records import Arm, Settings, SlotRole, Template, Trajectory
 from learning.tablestats import selectivity, unindexed, usual_settings
-from learning.upstream import DISCONNECTED, TRANSIENT, Session
+from learning.upstream import DISCONNECTED, TRANSIENT, Session, words_of
 
 VECTOR_METHODS = (
     "hnsw", "ivfflat", "diskann", "ruhnsw", "ruivfflat", "vchordrq", "vchordg", "lantern_hnsw", "scann",
@@ -149,7 +149,7 @@ async def confirm(
     except (_RejectError, BindingError) as error:
         return Rejected(str(error), table)
     except asyncpg.PostgresError as error:
-        return Rejected(f"the learner's role cannot measure it: {error}", table)
+        return Rejected(f"the learner's role cannot measure it: {words_of(error)}", table)
     usual |= {name: value for name, value in settings if name in usual}
     return Confirmed(
         facts, tuple(indexes), arms, types, settings, relation.oid, used, usual=usual, unindexed=missing

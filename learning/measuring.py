@@ -43,7 +43,7 @@ from learning.schedule import LabelPlan
 from learning.sqlite_file import StoredTemplate
 from learning.store import Store
 from learning.tablestats import sketch
-from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream
+from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream, words_of
 from learning.verdict import Expectation, VerdictEngine
 from learning.watch import URGENT, Holding
 
@@ -258,7 +258,7 @@ class Measuring:
             if isinstance(error, asyncpg.LockNotAvailableError) and state.confirmed is not None:
                 state.recheck_at = max(state.recheck_at, time.monotonic() + 1.0)
                 return False  # somebody alters the table; what is known of it stays
-            self._failed(state, str(error) or type(error).__name__)
+            self._failed(state, words_of(error))
         except Exception:  # one template must not take the others with it
             log.exception(
                 "learning about %s failed; its queries are left alone", state.table or state.template.relation
@@ -328,7 +328,7 @@ class Measuring:
         try:
             feedback = await judge_rating(session, state.template, state.confirmed, trajectory, rating)
         except (asyncpg.PostgresError, BindingError) as error:
-            log.warning("a rating of %s cannot be used: %s", state.table, error)
+            log.warning("a rating of %s cannot be used: %s", state.table, words_of(error))
             self._metrics.rated.labels(table=state.table, outcome="failed").inc()
             return
         finally:

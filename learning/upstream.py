@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import statistics
 import time
 from collections import OrderedDict, deque
@@ -59,6 +60,18 @@ with while nothing was asked of it (``idle_in_transaction_session_timeout``, ``p
 
 TRANSIENT = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.InsufficientResourcesError)
 """Errors of a statement that may succeed in a moment."""
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error for people and the log, without values of queries: what stands in quotation marks.
+
+    PostgreSQL repeats in errors about data what it could not read (``invalid input syntax for type vector:
+    "[...]"``); in others quotation marks hold names.
+    """
+    text = str(error) or type(error).__name__
+    if isinstance(error, asyncpg.DataError) or not isinstance(error, asyncpg.PostgresError):
+        text = re.sub(r'"[^"]*"', '"..."', re.sub(r"'[^']*'", "'...'", text))
+    return text
 
 
 class UnavailableError(Exception):

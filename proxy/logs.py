@@ -1,7 +1,11 @@
 """The log: lines on standard error, for people or as JSON, the same in all processes.
 
 Supervisor, workers and learner write to the same standard error, one complete line per write.  Every line
-names its process.  As a last line of defence a password in a connection URI is masked in whatever is logged,
+names its process.  What a record carries as ``extra={"fields": {...}}`` is shown in JSON only; its message
+says the same in words.
+
+No line holds a password, a query vector or a filter value: whoever logs leaves them out.  As a last line of
+defence a password in a connection URI and whatever looks like a vector are masked in all that is logged,
 stack traces and third-party messages included.
 """
 
@@ -18,6 +22,9 @@ from config.schema import Log
 
 _URI_PASSWORD = re.compile(r"(\bpostgres(?:ql)?://[^:/@\s]*:)[^@\s]*@")
 
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_VECTOR = re.compile(rf"\[\s*{_NUMBER}(?:\s*,\s*{_NUMBER}){{2,}}\s*(?:\]|\.\.\.|$)")
+
 
 def set_up(options: Log, process: str) -> None:
     """Send the log of this process, called `process` in it, to standard error as configured."""
@@ -30,8 +37,8 @@ def set_up(options: Log, process: str) -> None:
 
 
 def mask(text: str) -> str:
-    """Replace the passwords of connection URIs in `text`."""
-    return _URI_PASSWORD.sub(r"\1***@", text)
+    """Replace the passwords of connection URIs, and vectors of three numbers or more, in `text`."""
+    return _VECTOR.sub("[...]", _URI_PASSWORD.sub(r"\1***@", text))
 
 
 class HumanFormatter(logging.Formatter):
@@ -44,7 +51,7 @@ class HumanFormatter(logging.Formatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line with passwords masked."""
+        """Return the line, masked."""
         return mask(super().format(record))
 
 
@@ -56,7 +63,7 @@ class JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line with passwords masked."""
+        """Return the line, masked."""
         entry = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -66,6 +73,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": mask(record.getMessage()),
         }
+        entry |= getattr(record, "fields", {})
         if record.exc_info:
             entry["exception"] = mask(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)

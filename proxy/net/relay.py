@@ -519,10 +519,20 @@ class ClientConnection(asyncio.Protocol):
         """End the connection at the end of the drain period."""
         self._end(messages.shutting_down())
 
+    def _log_end(self) -> None:
+        """Write the one line of this connection."""
+        who = "before its start-up packet"
+        if self.session is not None:
+            scope = self.session.scope
+            who = f'of user "{scope.user}" to database "{scope.database}"'
+        log.debug("connection from %s %s ended (%s)", self._arrival.peer, who, self.state.name.lower())
+
     def close(self) -> None:
         """Close both sides; idempotent."""
         if self.state is State.CLOSED:
             return
+        if log.isEnabledFor(logging.DEBUG):
+            self._log_end()
         self.state = State.CLOSED
         self._stop_clock()
         self.gate.spoke(self)

@@ -29,6 +29,7 @@ from proxy.net.farewell import Farewells
 from proxy.net.learner_link import Links
 from proxy.net.places import Places
 from proxy.net.relay import ClientConnection
+from proxy.net.slow_queries import SlowQueries
 from proxy.net.upstream import Upstream
 from proxy.relay_only import Follower
 from proxy.session.adaptation import Adapter
@@ -78,13 +79,15 @@ async def run(
     connections: set[ClientConnection] = set()
     farewells = Farewells()
     gate = Gate(config.limits, metrics.counters, places)
-    tasks = [asyncio.create_task(_flush(metrics, gate))]
+    slow = SlowQueries(adapter)
+    slow.configure(config.log)
+    tasks = [asyncio.create_task(_flush(metrics, gate)), asyncio.create_task(slow.watch())]
     if keepers:
         tasks.append(asyncio.create_task(certificates.watch(keepers, reload or asyncio.Event())))
     links = Links(learner_socket, adapter)
     links.configure(config)
     if configs is not None:
-        tasks.append(asyncio.create_task(_follow(configs, adapter, links)))
+        tasks.append(asyncio.create_task(_follow(configs, adapter, links, slow)))
 
     authenticator = await _authenticator(config)
     if authenticator is not None:
@@ -143,12 +146,13 @@ def _interface(config: Config) -> Interface:
     )
 
 
-async def _follow(configs: asyncio.Queue[Config], adapter: Adapter, links: Links) -> None:
+async def _follow(configs: asyncio.Queue[Config], adapter: Adapter, links: Links, slow: SlowQueries) -> None:
     """Put other configurations in force as they come; what is said of tables comes from the learner."""
     while True:
         config = await configs.get()
         adapter.configure(enabled=config.learning.enabled, interface=_interface(config))
         links.configure(config)
+        slow.configure(config.log)
 
 
 async def _authenticator(config: Config) -> Authenticator | None:

@@ -9,6 +9,7 @@ and counted.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -172,6 +173,8 @@ class Adapter:
         self.observe: Callable[[str, str, str, float, float], None] = _ignore_observation
         self.forget_learner()
         self._recogniser = _recogniser(self.interface)
+        self.slow_from = math.inf  # seconds
+        self.slow: Callable[[BoundQuery, Outcome], None] = lambda bound, outcome: None
         self.relay_only = False  # the kill switch, see proxy.relay_only
         self.throw: Callable[[bool, str], None] = lambda on, by: None  # tells the supervisor
         self.longest_message = framing.MAX_LENGTH + 1  # bytes that a client may send in one, header included
@@ -305,6 +308,8 @@ class Adapter:
             return
         if outcome.error is None:
             self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
+        if outcome.latency >= self.slow_from:
+            self.slow(bound, outcome)
         if bound.k > 0:
             chosen = bound.query.query_id
             bound.query_id = query_id = os.urandom(16) if chosen is None else naming.query_id(chosen)

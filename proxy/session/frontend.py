@@ -591,6 +591,11 @@ class Session(Caller):
         """Whether the server has failed in this segment already, and skips what is sent now."""
         return self._segment_in == self._segment_out and self._replied >= ABORTED
 
+    @property
+    def scope(self) -> Scope:
+        """Who the client is, and where; the search_path may be older than the last statement."""
+        return self._scope
+
     def _current_scope(self) -> Scope:
         if self.search_path is not None and self.search_path != self._scope.search_path:
             self._scope = Scope(self._scope.database, self._scope.user, self.search_path)

@@ -97,6 +97,7 @@ OTHER_VALUES: dict[str, str] = {
     "sql.report_query_id": "true",
     "sql.max_measurements": "2",
     "log.format": "json",
+    "log.slow_query": "0.25",
 }
 """A value other than the default for every key, as the environment would give it."""
 

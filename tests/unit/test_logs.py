@@ -68,3 +68,15 @@ def test_no_password_gets_through(
     assert "hunter2" not in stream.getvalue()
     assert "cannot use postgres://me:***@h/db" in stream.getvalue()
     assert "ValueError: bad: postgresql://me:***@h/db" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('for type vector: "[0.1, -2e-5,3,4.]"', 'for type vector: "[...]"'),
+        ("could not convert [1,2,3,4...", "could not convert [...]"),
+        ("k in [1, 2] and [4711] stay", "k in [1, 2] and [4711] stay"),
+    ],
+)
+def test_what_looks_like_a_vector_is_masked(text: str, shown: str) -> None:
+    assert logs.mask(text) == shown
