@@ -14,8 +14,8 @@ HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(DEMO) ## show on real data what the proxy does, within five minutes
-	@$(BIN)/ruvector-proxy demo
+demo: $(DEMO) ## show on real data what the proxy does, within five minutes; KEEP=1 leaves it running
+	@$(BIN)/ruvector-proxy demo $(if $(KEEP),--keep)
 
 test: lint types unit integration ## everything that a change must pass
 

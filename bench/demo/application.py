@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -89,8 +90,18 @@ async def learn(
     return learned
 
 
+async def go_on(proxy: Proxy, queries: Iterator[Query], *, rate: float) -> None:
+    """Send `queries` through the proxy, so many a second, until cancelled; an error ends it."""
+    async with await AsyncpgClient.connect(proxy.address) as client:
+        await _send(client, queries, 1.0 / rate, time.monotonic(), deque(maxlen=0))
+
+
 async def _send(
-    client: Client, queries: Iterator[Query], interval: float, start: float, answers: list[Answer]
+    client: Client,
+    queries: Iterator[Query],
+    interval: float,
+    start: float,
+    answers: MutableSequence[Answer],
 ) -> None:
     due = time.monotonic()
     while True:

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import dataset
 from bench.demo import database, plot, report, search
-from bench.demo.application import Learned, learn
+from bench.demo.application import Learned, go_on, learn
 from bench.demo.measurement import Samples, System, measure
 from bench.demo.proxy import STATE, Figures, Proxy, ProxyError, serve
 from bench.demo.results import (
@@ -58,7 +58,7 @@ from bench.demo.workload import (
     split,
     traffic,
 )
-from bench.embedded import EmbeddedError, EmbeddedPostgres
+from bench.embedded import EmbeddedError, EmbeddedPostgres, free_port
 
 HOME = Path(".demo")
 RESULTS = Path("demo-results")
@@ -128,6 +128,9 @@ class Demo:
 
     async def run(self, keep: bool) -> None:
         """Do all steps and tell the results."""
+        admin_port = free_port()
+        stays = "stays up until Ctrl-C" if keep else "stays up with make demo KEEP=1"
+        self._say(f"The dashboard, from step 3 on: http://127.0.0.1:{admin_port}/ ({stays})")
         self._step("1", f"PostgreSQL 18 with pgvector, {len(self.data.base):,} rows of real embeddings")
         with self._progress() as progress:
             reused = await database.prepare(self.server, self.data, progress)
@@ -137,7 +140,8 @@ class Demo:
         static, static_filtered, arms = await self._search()
         self._step("3", "An application works through the proxy, which learns")
         shutil.rmtree(self.home / STATE, ignore_errors=True)
-        async with serve(self.server, self.home) as proxy:
+        async with serve(self.server, self.home, admin_port=admin_port) as proxy:
+            self._say(f"The dashboard shows what happens: http://127.0.0.1:{proxy.admin_port}/")
             learned = await self._learn(proxy)
             self._step("4", "Everybody answers queries that were never asked before")
             results = await self._measure(proxy, learned, static, static_filtered, arms)
@@ -323,14 +327,22 @@ class Demo:
 
     async def _stay(self, proxy: Proxy) -> None:
         self.console.print(
-            f"Still running: the proxy on 127.0.0.1:{proxy.port}, PostgreSQL in {self.server.host}, figures "
-            f"on http://127.0.0.1:{proxy.admin_port}/ (dashboard). Ctrl-C ends it.",
+            f"Still running: the proxy on 127.0.0.1:{proxy.port}, PostgreSQL in {self.server.host}; an "
+            f"application goes on asking. Dashboard: http://127.0.0.1:{proxy.admin_port}/. Ctrl-C ends it.",
             highlight=False,
         )
-        while True:
-            await asyncio.sleep(1)
-            proxy.check()
+        queries = traffic(self.sets.learning, np.unique(self.data.category))
+        asking = asyncio.create_task(go_on(proxy, queries, rate=_KEPT_RATE))
+        try:
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=1.0)
+                proxy.check()
+            asking.result()
+        finally:
+            asking.cancel()
 
+
+_KEPT_RATE = 5.0  # queries a second, so that there is something to see
 
 _NEXT = """\
     \\[upstream]

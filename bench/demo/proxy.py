@@ -149,17 +149,19 @@ class Proxy:
 
 
 @asynccontextmanager
-async def serve(server: EmbeddedPostgres, home: Path, more: str = "") -> AsyncIterator[Proxy]:
+async def serve(
+    server: EmbeddedPostgres, home: Path, more: str = "", *, admin_port: int | None = None
+) -> AsyncIterator[Proxy]:
     """Start the proxy in front of `server` on free ports, with its state in `home`; stop it at the end.
 
-    `more` is TOML that is put behind the demo's configuration.
+    `more` is TOML that is put behind the demo's configuration; `admin_port` is where the dashboard is to be.
 
     Raises
     ------
     ProxyError
         It did not get ready.
     """
-    port, admin_port = free_port(), free_port()
+    port, admin_port = free_port(), admin_port or free_port()
     configuration = home / "proxy.toml"
     configuration.write_text(
         _CONFIGURATION.format(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,11 +87,31 @@ def test_interrupted_demo_leaves_no_process_behind(
     assert _processes_naming(str(home)) == []
 
 
-def test_demo_ends_with_a_picture_and_figures_and_reuses_the_data(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_demo_ends_with_a_picture_and_figures_and_is_kept_where_that_is_wanted(
+    home: Path, tmp_path: Path
 ) -> None:
-    assert main(fast=True, home=home, results=tmp_path) == 0
-    output = capsys.readouterr().out
+    command = [
+        sys.executable,
+        "-c",
+        _RUN.replace("fast=True", "fast=True, keep=True"),
+        str(home),
+        str(tmp_path),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        output = ""
+        for line in process.stdout:
+            output += line
+            if "Ctrl-C ends it" in " ".join(output.split()).rpartition("Still running")[2]:
+                break
+        else:
+            pytest.fail(output)
+        addresses = re.findall(r"http://127\.0\.0\.1:\d+/", output)
+        assert len(addresses) == 3  # at the beginning, when it is there, and at the end
+        _wait_for_more_statements(addresses[0] + "metrics")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert len(set(addresses)) == 1
     assert "still there from an earlier run" in output
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert (home / STATE).is_dir()
@@ -99,6 +121,18 @@ def test_demo_ends_with_a_picture_and_figures_and_reuses_the_data(
     assert results["learning_figures"]["queries adapted"] > 0
     assert results["filtered"][AS_IT_COMES]["incomplete"] > 0
     assert results["filtered"][PROXY]["recall"] > results["filtered"][AS_IT_COMES]["recall"]
+
+
+def _wait_for_more_statements(url: str) -> None:
+    def asked() -> float:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            found = re.findall(r"^ruvector_statements_total (.*)$", response.read().decode(), re.MULTILINE)
+        return float(found[0])
+
+    before, deadline = asked(), time.monotonic() + 90
+    while asked() <= before:
+        assert time.monotonic() < deadline, "nobody asks"
+        time.sleep(0.2)
 
 
 def test_demo_beside_a_running_one_is_refused_in_plain_words(
