@@ -133,7 +133,8 @@ class Reloader:
             fixed = [change for change in found if not change.live]
             if fixed:
                 words = "; ".join(map(str, fixed))
-                self._refuse(f"a restart is needed for {words}", asked=asked)
+                reason = f"a restart is needed for {words} (SIGQUIT restarts without losing a connection)"
+                self._refuse(reason, asked=asked)
                 return
             self.refused = ""
             if found:
