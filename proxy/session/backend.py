@@ -156,19 +156,18 @@ class BackendStream:
             if not 5 <= end - position <= _LONGEST:
                 framing.cut(data, position, Sender.BACKEND)  # raises, with the words for it
             cover = self._cover
-            if tag == framing.DATA_ROW or tag == framing.COPY_DATA:
-                if cover is None or cover.purpose is Purpose.SHOW:
-                    if end > size:
-                        break
+            if (tag == framing.DATA_ROW or tag == framing.COPY_DATA) and (cover is None or not cover.own):
+                if cover is not None and not cover.first_byte:
+                    cover.first_byte = perf_counter()
+                if end > size:
+                    break
+                position = end
+                while size - position >= 5 and data[position] == tag:  # where there is a row there are many
+                    end = position + 1 + _LENGTH(data, position + 1)[0]
+                    if end > size or end - position < 5:
+                        break  # as any other message
                     position = end
-                    continue
-                if cover.purpose is Purpose.WATCH:
-                    if not cover.first_byte:
-                        cover.first_byte = perf_counter()
-                    if end > size:
-                        break
-                    position = end
-                    continue
+                continue
             if end > size:
                 break
             if COMPLETIONS[tag]:
@@ -177,7 +176,8 @@ class BackendStream:
                 elif tag == framing.COMMAND_COMPLETE and end - position in (17, 20):
                     self._watch_for_discard(data, position, end)
                 self._replied += 1
-                if self._marks:
+                current = self._cover
+                if self._marks and (current is None or self._replied >= current.last):
                     self._advance()
                 forward: bytes | bool = cover is None or not cover.own
                 if cover is not None and cover.purpose is Purpose.SHOW:
