@@ -38,7 +38,7 @@ class Scale:
     """How much is measured."""
 
     rounds: int = 5
-    seconds: float = 2.0  # of each run of pgbench
+    seconds: int = 2  # of each run of pgbench
     connections: int = 800  # of a storm
     rows: int = 20_000
     large_rows: int = 8_000  # of 1536 dimensions
@@ -47,7 +47,7 @@ class Scale:
     idle: int = idle.WANTED
 
 
-QUICK = Scale(2, 1.0, 160, 6_000, 3_000, 45.0, 200, 2_000)
+QUICK = Scale(2, 1, 160, 6_000, 3_000, 45.0, 200, 2_000)
 
 Step = Callable[[str, int, Callable[[Callable[[], None]], None]], None]
 """Runs a part: its title, its number of steps, and what does it, given a function to call after each."""

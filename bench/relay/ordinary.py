@@ -39,12 +39,12 @@ def fill(server: EmbeddedPostgres) -> None:
 
 
 def measure(
-    server: EmbeddedPostgres, way: Way, mode: str, clients: int, seconds: float, sampled: float = 1.0
+    server: EmbeddedPostgres, way: Way, mode: str, clients: int, seconds: int, sampled: float = 1.0
 ) -> dict[str, float]:
     """Run ``pgbench -S`` once; return tps, latencies in microseconds, CPU seconds per 1,000 transactions."""
     with tempfile.TemporaryDirectory(prefix="ruvector-bench-") as directory:
         command = [str(server.bin("pgbench")), "-n", "-S", "-M", mode, "-c", str(clients), "-j", "1"]
-        command += ["-T", f"{seconds:g}", "-l", f"--sampling-rate={sampled:g}", "--log-prefix=log"]
+        command += ["-T", str(seconds), "-l", f"--sampling-rate={sampled:g}", "--log-prefix=log"]
         command += ["-h", "127.0.0.1", "-p", str(way.port), "-U", server.user, "postgres"]
         before = way.cpu()
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=directory)
@@ -66,7 +66,7 @@ def run(
     results: Results,
     *,
     rounds: int,
-    seconds: float,
+    seconds: int,
     modes: Sequence[str] = MODES,
     clients: Sequence[int] = CLIENTS,
     advance: Callable[[], None] = lambda: None,
@@ -90,7 +90,7 @@ def scale(
     results: Results,
     *,
     rounds: int,
-    seconds: float,
+    seconds: int,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Compare the hops with `SHARE` of a core for each of their processes, where groups may be made."""
