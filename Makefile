@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak bench-proxy bench-index bench-drift bench-sql bench-replicas bench-rolling bench-live bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak bench bench-proxy bench-index bench-sql bench-replicas bench-rolling bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -66,21 +66,18 @@ chaos: $(DEV) ## every fault under load, into docs/chaos.md; SEED=1 (ten minutes
 soak: $(DEV) ## mixed load for SECONDS=3600, direct and proxied, into docs/soak.md: nothing may differ or grow
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --write docs/soak.md
 
+bench: $(DEV) ## what the proxy brings, and where it does not, on real data (20 minutes; ONLY=..., QUICK=1, DATA=...)
+	@$(BIN)/python -m bench.suite $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data $(DATA))
+
 bench-proxy: $(DEV) ## what the hop costs, beside direct and pgbouncer (20 minutes; QUICK=1, ONLY=..., DOCS=1)
 	@$(BIN)/python -m bench.relay $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DOCS),--docs)
 
 bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which query, at what price
 	@$(BIN)/python -m bench.index_choice
 
-bench-live: $(DEV) ## the learning engine end to end, against static settings, on real data
-	@$(BIN)/python -m bench.live
-
 bench-replay: $(DEV) ## policies on recorded recall curves; the first run records them (10 minutes)
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m bench.replay --published
-
-bench-drift: $(DEV) ## the table grows, the index is rebuilt, the queries change: recall meanwhile (about ten minutes)
-	@$(BIN)/python -m bench.drift
 
 bench-sql: $(DEV) ## what the SQL interface costs statements that use none of it, measured and counted (15 minutes)
 	@$(BIN)/python -m bench.sql_interface
@@ -92,7 +89,7 @@ bench-rolling: $(DEV) ## a rolling update: an older commit and today's program s
 	@$(BIN)/python -m bench.rolling
 
 clean: ## remove what was built, measured and installed here
-	rm -rf .venv .conformance .demo .replay demo-results build dist *.egg-info
+	rm -rf .venv .conformance .demo .replay .bench demo-results build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

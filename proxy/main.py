@@ -216,6 +216,37 @@ def demo(
     raise typer.Exit(run(keep=keep, fast=fast))
 
 
+@app.command(
+    epilog="Example: ruvector-proxy bench --dsn postgresql://me:secret@db:5432/shop --table items "
+    "--column embedding --filter category"
+)
+def bench(
+    dsn: Annotated[
+        str, typer.Option(envvar="RUVECTOR_BENCH_DSN", help="Connection URI; SELECT on the table is enough.")
+    ],
+    table: Annotated[str, typer.Option(help="Table to ask for, with its schema where that is needed.")],
+    column: Annotated[str, typer.Option(help="Vector column with an HNSW or IVFFlat index.")],
+    filter: Annotated[
+        str | None, typer.Option("--filter", help="Column for a WHERE ... = value; its values are drawn.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(help="Query vectors: npy, fvecs, hdf5, parquet; else moved rows of the table"),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=1000, help="Rows for each query.")] = 10,
+    target: Annotated[float, typer.Option(min=0.5, max=0.999, help="Recall that is to be kept.")] = 0.98,
+    seconds: Annotated[float, typer.Option(min=30.0, help="About how long the whole may take.")] = 300.0,
+    output: Annotated[Path, typer.Option(help="Directory for figures and picture.")] = Path("bench-results"),
+) -> None:
+    """Compare static settings and the proxy on your own table; nothing is written to it."""
+    try:
+        from bench.suite.own import Wish
+        from bench.suite.own import main as run
+    except ModuleNotFoundError as error:
+        _fail(f'{error.name} is missing; install it with: pip install "ruvector-proxy[bench]"', 1)
+    raise typer.Exit(run(Wish(dsn, table, column, filter, queries, k, target, seconds, output)))
+
+
 @app.command()
 def version() -> None:
     """Show the version."""

@@ -10,14 +10,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, MutableSequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, MutableSequence, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from bench.demo.proxy import Figures, Proxy
-from bench.demo.workload import AsyncpgClient, Client, PsycopgClient, Query
+from bench.demo.workload import AsyncpgClient, PsycopgClient, Query
 
 _SPENT_CREDIT = 0.5  # seconds; the bucket is refilled slowly, and then spent at once
+
+
+Asked = TypeVar("Asked", bound=Query, contravariant=True)
+
+
+class Client(Protocol[Asked]):
+    """A connection that the application asks through."""
+
+    driver: str
+
+    async def ask(self, query: Asked) -> list[int]:
+        """Run the query; return the ids."""
+
+
+Connect = Callable[[Proxy], Awaitable[AbstractAsyncContextManager[Client[Asked]]]]
+"""Opens one connection to a proxy."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +73,22 @@ class Learned:
     reason: str = ""
 
 
+CONNECTIONS: Sequence[Connect[Query]] = (
+    lambda proxy: AsyncpgClient.connect(proxy.address),
+    lambda proxy: AsyncpgClient.connect(proxy.address),
+    lambda proxy: PsycopgClient.connect(proxy.address),
+)
+"""Those of the demo's application."""
+
+
 async def learn(
     proxy: Proxy,
-    queries: Iterator[Query],
+    queries: Iterator[Asked],
     *,
     rate: float,
     limit: float,
     show: Callable[[float, Figures], None] = lambda seconds, figures: None,
+    connections: Sequence[Connect[Asked]] = CONNECTIONS,
 ) -> Learned:
     """Send `queries` through the proxy until its policy has settled, or for `limit` seconds.
 
@@ -71,11 +97,7 @@ async def learn(
     """
     learned, start = Learned(), time.monotonic()
     async with AsyncExitStack() as stack:
-        clients: list[Client] = [
-            await stack.enter_async_context(await AsyncpgClient.connect(proxy.address)),
-            await stack.enter_async_context(await AsyncpgClient.connect(proxy.address)),
-            await stack.enter_async_context(await PsycopgClient.connect(proxy.address)),
-        ]
+        clients = [await stack.enter_async_context(await connect(proxy)) for connect in connections]
         senders = [
             asyncio.create_task(_send(client, queries, 1.0 / rate, start, learned.answers))
             for client in clients
@@ -97,8 +119,8 @@ async def go_on(proxy: Proxy, queries: Iterator[Query], *, rate: float) -> None:
 
 
 async def _send(
-    client: Client,
-    queries: Iterator[Query],
+    client: Client[Asked],
+    queries: Iterator[Asked],
     interval: float,
     start: float,
     answers: MutableSequence[Answer],

@@ -257,7 +257,7 @@ class Demo:
         )
 
     @asynccontextmanager
-    async def _systems(self, proxy: Proxy, static: search.Settings) -> AsyncIterator[list[System]]:
+    async def _systems(self, proxy: Proxy, static: search.Settings) -> AsyncIterator[list[System[Query]]]:
         """Open the four systems of the comparison."""
         candidates = {AS_IT_COMES: search.AS_IT_COMES, BEST_STATIC: static, RELAXED: search.RELAXED}
         async with (
@@ -267,7 +267,7 @@ class Demo:
             yield [*(System(name, client) for name, client in opened.items()), System(PROXY, through)]
 
     async def _rounds(
-        self, progress: Progress, name: str, systems: Sequence[System], queries: Sequence[Query]
+        self, progress: Progress, name: str, systems: Sequence[System[Query]], queries: Sequence[Query]
     ) -> dict[str, Samples]:
         task = progress.add_task(name, total=len(queries))
         filtered = queries[0].category is not None

@@ -19,30 +19,47 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.demo.workload import Query, Truth
+from bench.demo.workload import Query
 
 BLOCK = 15
 """Queries that a system answers in a row before the next system has its turn."""
 
 
-class Asker(Protocol):
+Asked = TypeVar("Asked", bound=Query)
+AskedIn = TypeVar("AskedIn", bound=Query, contravariant=True)
+
+
+class Asker(Protocol[AskedIn]):
     """What runs a query: see `bench.demo.workload.AsyncpgClient`."""
 
-    async def ask(self, query: Query) -> list[int]:
+    async def ask(self, query: AskedIn) -> list[int]:
         """Run the query; return the ids."""
 
 
+class Judge(Protocol[AskedIn]):
+    """What knows the exact answers: see `bench.demo.workload.Truth`."""
+
+    def limits(self, queries: Sequence[AskedIn]) -> NDArray[np.float64]:
+        """Return the distance of the last row of each exact answer."""
+
+    def found(self, query: AskedIn) -> int:
+        """Return how many rows the query should return."""
+
+    def recall(self, query: AskedIn, ids: list[int], limit: float) -> float:
+        """Return the share of the exact answer that `ids` covers."""
+
+
 @dataclass
-class System:
+class System(Generic[Asked]):
     """One way to run the queries, and on which of them it is measured (every `stride`-th)."""
 
     name: str
-    client: Asker
+    client: Asker[Asked]
     stride: int = 1
 
 
@@ -122,11 +139,11 @@ class Summary:
 
 
 async def measure(
-    systems: Sequence[System],
-    queries: Sequence[Query],
-    truth: Truth,
+    systems: Sequence[System[Asked]],
+    queries: Sequence[Asked],
+    truth: Judge[Asked],
     *,
-    warm_up: Sequence[Query] = (),
+    warm_up: Sequence[Asked] = (),
     advance: Callable[[], None] = lambda: None,
     seconds: float = float("inf"),
 ) -> dict[str, Samples]:
@@ -157,7 +174,7 @@ async def measure(
 
 
 async def _ask(
-    system: System, queries: Sequence[Query], numbers: Sequence[int]
+    system: System[Asked], queries: Sequence[Asked], numbers: Sequence[int]
 ) -> list[tuple[int, list[int], float]]:
     """Return number, ids and milliseconds of each query, asked in a row."""
     answers = []

@@ -27,7 +27,7 @@ _LABELS = {
     PROXY: "through the proxy",
     BEST_ARM: "best setting of each category",
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.titlesize": 12.5,
     "axes.titleweight": "bold",
@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw(results: Results, path: Path) -> None:
     """Draw the picture to `path` (PNG)."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(14, 10), dpi=130, layout="constrained")
         axes = figure.subplots(2, 2)
         _recall_by_category(axes[0, 0], results)

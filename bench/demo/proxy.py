@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ port = {port}
 [upstream]
 host = "{host}"
 port = {upstream_port}
-
+{sslmode}
 [admin]
 port = {admin_port}
 
@@ -75,16 +75,25 @@ class Figures:
 class Proxy:
     """A running proxy; made by `serve`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, admin_port: int, log: Path) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        port: int,
+        admin_port: int,
+        log: Path,
+        login: Mapping[str, object] | None = None,
+    ) -> None:
         self.port = port
         self.admin_port = admin_port
         self.log = log
+        self.pid = process.pid
         self._process = process
+        self._login = dict(login or {"user": "postgres", "database": DATABASE})
 
     @property
     def address(self) -> dict[str, object]:
         """Connection arguments for an application: all that it has to change."""
-        return {"host": "127.0.0.1", "port": self.port, "user": "postgres", "database": DATABASE}
+        return {"host": "127.0.0.1", "port": self.port, **self._login}
 
     def check(self) -> None:
         """Raise ProxyError if the process has ended."""
@@ -148,27 +157,61 @@ class Proxy:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
 
 
+@dataclass(frozen=True)
+class Upstream:
+    """A PostgreSQL server: how the proxy reaches it, and how the learner logs in."""
+
+    host: str
+    port: int
+    dsn: str
+    user: str = "postgres"
+    database: str = DATABASE
+    password: str | None = None
+    sslmode: str | None = None
+
+    @classmethod
+    def of(cls, server: EmbeddedPostgres, database: str = DATABASE) -> Upstream:
+        """Return an embedded server's."""
+        return cls(server.host, server.port, server.uri(database), server.user, database)
+
+    @property
+    def address(self) -> dict[str, object]:
+        """Connection arguments for an application that is not behind the proxy."""
+        found: dict[str, object] = {"host": self.host, "port": self.port, **self.login}
+        return found
+
+    @property
+    def login(self) -> dict[str, object]:
+        """User, database and password, as connection arguments."""
+        secret = {} if self.password is None else {"password": self.password}
+        return {"user": self.user, "database": self.database, **secret}
+
+
 @asynccontextmanager
 async def serve(
-    server: EmbeddedPostgres, home: Path, more: str = "", *, admin_port: int | None = None
+    server: EmbeddedPostgres | Upstream, home: Path, more: str = "", *, admin_port: int | None = None
 ) -> AsyncIterator[Proxy]:
     """Start the proxy in front of `server` on free ports, with its state in `home`; stop it at the end.
 
     `more` is TOML that is put behind the demo's configuration; `admin_port` is where the dashboard is to be.
+    The configuration holds the DSN, so only the user can read it.
 
     Raises
     ------
     ProxyError
         It did not get ready.
     """
+    upstream = Upstream.of(server) if isinstance(server, EmbeddedPostgres) else server
     port, admin_port = free_port(), admin_port or free_port()
     configuration = home / "proxy.toml"
+    configuration.touch(mode=0o600)
     configuration.write_text(
         _CONFIGURATION.format(
             port=port,
-            host=server.host,
-            upstream_port=server.port,
-            dsn=server.uri(DATABASE),
+            host=upstream.host,
+            upstream_port=upstream.port,
+            dsn=upstream.dsn,
+            sslmode=f'sslmode = "{upstream.sslmode}"\n' if upstream.sslmode else "",
             admin_port=admin_port,
             STATE=STATE,
         )
@@ -177,7 +220,7 @@ async def serve(
     log = home / "proxy.log"
     process = _start(configuration, log)
     guard = Guard(process.pid, "TERM")
-    proxy = Proxy(process, port, admin_port, log)
+    proxy = Proxy(process, port, admin_port, log, upstream.login)
     try:
         await proxy.wait_until_ready()
         yield proxy

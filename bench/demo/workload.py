@@ -139,7 +139,7 @@ class Truth:
     TOLERANCE = 1e-6
 
     def __init__(self, dataset: Dataset) -> None:
-        self._base = _normalised(dataset.base)
+        self._base = normalised(dataset.base)
         self._members = {int(c): np.flatnonzero(dataset.category == c) for c in np.unique(dataset.category)}
         self._subsets = {category: self._base[rows] for category, rows in self._members.items()}
 
@@ -161,11 +161,11 @@ class Truth:
             rows = self._base if category is None else self._subsets[category]
             for start in range(0, len(members), _BATCH):
                 batch = members[start : start + _BATCH]
-                distances = -(_normalised(np.stack([queries[i].vector for i in batch])) @ rows.T)
+                near = -(normalised(np.stack([queries[i].vector for i in batch])) @ rows.T)
                 found = self.found(queries[batch[0]])
-                nearest = np.argpartition(distances, found - 1, axis=1)[:, :found]
+                nearest = np.argpartition(near, found - 1, axis=1)[:, :found]
                 for i, candidates in zip(batch, nearest, strict=True):
-                    limits[i] = _distances(rows[candidates], queries[i].vector).max()
+                    limits[i] = distances(rows[candidates], queries[i].vector).max()
         return limits
 
     def recall(self, query: Query, ids: list[int], limit: float) -> float:
@@ -176,16 +176,18 @@ class Truth:
         unique = np.unique(np.asarray(ids, dtype=np.int64))
         if query.category is not None:
             unique = unique[np.isin(unique, self._members[query.category])]
-        hits = int((_distances(self._base[unique], query.vector) <= limit + self.TOLERANCE).sum())
+        hits = int((distances(self._base[unique], query.vector) <= limit + self.TOLERANCE).sum())
         return min(hits, self.found(query)) / self.found(query)
 
 
-def _normalised(vectors: NDArray[np.float32]) -> Vectors:
+def normalised(vectors: NDArray[np.float32]) -> Vectors:
+    """Return the vectors with length 1."""
     result: Vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     return result
 
 
-def _distances(rows: Vectors, vector: NDArray[np.float32]) -> NDArray[np.float64]:
+def distances(rows: Vectors, vector: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine distances of rows of length 1 to a vector, in double precision."""
     precise = vector.astype(np.float64)
     result: NDArray[np.float64] = 1.0 - rows.astype(np.float64) @ (precise / np.linalg.norm(precise))
     return result
