@@ -47,7 +47,7 @@ class Scale:
     idle: int = idle.WANTED
 
 
-QUICK = Scale(2, 1, 160, 6_000, 3_000, 45.0, 200, 2_000)
+QUICK = Scale(2, 1, 160, 6_000, 3_000, 90.0, 200, 2_000)
 
 Step = Callable[[str, int, Callable[[Callable[[], None]], None]], None]
 """Runs a part: its title, its number of steps, and what does it, given a function to call after each."""
@@ -69,9 +69,13 @@ def main() -> int:
     if options.earlier:
         results = Results.load(options.earlier)
     else:
-        results = measure(parts, QUICK if options.quick else Scale())
+        scale = QUICK if options.quick else Scale()
+        results = Results(facts=_facts(scale))
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        results.save(options.json)
+        try:
+            measure(parts, scale, results)
+        finally:
+            results.save(options.json)  # what there is, if something fails
     text = report.markdown(results)
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
     if options.docs:
@@ -79,9 +83,8 @@ def main() -> int:
     return 0
 
 
-def measure(parts: list[str], scale: Scale) -> Results:
+def measure(parts: list[str], scale: Scale, results: Results) -> None:
     """Start everything, measure the parts, stop everything."""
-    results = Results(facts=_facts(scale))
     start = time.monotonic()
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -92,6 +95,8 @@ def measure(parts: list[str], scale: Scale) -> Results:
             progress.update(task, completed=steps)
             progress.stop_task(task)
 
+        if "idle" in parts:
+            step("idle connections", 1, lambda _: _idle(scale, results))
         if set(parts) - {"idle"}:
             settings = {
                 **FAST_SETTINGS,
@@ -106,10 +111,7 @@ def measure(parts: list[str], scale: Scale) -> Results:
                     _traffic(server, parts, scale, results, step)
                 if "vectors" in parts:
                     _vectors(server, scale, results, step)
-        if "idle" in parts:
-            step("idle connections", 1, lambda _: _idle(scale, results))
     results.facts["minutes"] = f"{(time.monotonic() - start) / 60:.1f}"
-    return results
 
 
 @contextmanager

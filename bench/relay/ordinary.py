@@ -53,6 +53,8 @@ def measure(
         if found is None:  # the time was over before all had connected
             return measure(server, way, mode, clients, 2 * seconds, sampled)
         lines = "".join(path.read_text() for path in Path(directory).glob("log*")).splitlines()
+        if not lines:  # too few transactions for the sample
+            return measure(server, way, mode, clients, seconds)
     tps = float(found.group(1))
     latencies = np.array([int(line.split(" ", 3)[2]) for line in lines], dtype=np.float64)
     p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9])
