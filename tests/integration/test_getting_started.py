@@ -1,4 +1,4 @@
-"""docs/getting-started.md, done as it says: every block of it in order, against a real server, to a tuned table."""
+"""docs/getting-started.md and docs/operations.md, done as they say, in order, against a real server."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.integration.test_serve import ROOT, until
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PAGE = ROOT / "docs" / "getting-started.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 NOT_RUN = "# not run by a test"
 PATIENCE = 240.0
 
@@ -35,6 +36,9 @@ def blocks(page: Path) -> list[Block]:
     return [
         Block(*found) for found in re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", page.read_text(), re.M | re.S)
     ]
+
+
+ROLE = next(block for block in blocks(PAGE) if "CREATE ROLE" in block.text)
 
 
 class Reader:
@@ -135,6 +139,13 @@ def test_who_does_what_the_page_says_has_a_tuned_table(reader: Reader) -> None:
     explained = done[-1]
     assert "table       public.items" in explained
     assert "category = 2" in explained
+    asked = blocks(OPERATIONS)
+    assert [each for each in asked if each.kind.startswith("sql")] == [ROLE], (
+        "both pages name the same rights"
+    )
+    for block in asked:
+        if block.kind == "sh":
+            reader.do(block)
     assert reader.serving is not None
     reader.serving.send_signal(signal.SIGINT)
     assert reader.serving.wait(60) == 0
