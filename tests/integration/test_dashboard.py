@@ -147,6 +147,12 @@ async def look(learned: Interface, profile: Path, pictures: Path) -> None:
         await shown.value("refresh()")
         assert await shown.value("document.activeElement.tagName") == "SUMMARY"
         assert await shown.value("document.querySelector('details').open") is False
+        # A configuration that is refused is said.
+        file = learned.served.file
+        written = file.read_text()
+        file.write_text(written + "[nonsense]\n")
+        await shown.wait("document.body.innerText.includes('unknown section')")
+        file.write_text(written)
         # Another page can neither read the data nor show it inside itself.
         await shown.do("Page.navigate", url="data:text/html,elsewhere")
         await shown.wait("document.body && document.body.innerText === 'elsewhere'")

@@ -40,7 +40,7 @@ class Served:
         self.port, self.admin_port = free_port(), free_port()
         self._log_path = directory / "log"
         host, port = upstream
-        file = directory / "proxy.toml"
+        self.file = file = directory / "proxy.toml"
         learner = f'[learner]\ndsn = "{dsn}"\n' if dsn else ""
         file.write_text(f'[upstream]\nhost = "{host}"\nport = {port}\n{learner}{more}')
         environment = {
