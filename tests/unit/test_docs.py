@@ -22,6 +22,7 @@ COVERED = {
     r"make demo": ("tests/integration/test_demo.py", "main(fast=True"),
     r"make (test|lint)": (".ci/run", "make"),
     r"curl .*/relay-only": ("tests/integration/test_relay_only.py", "/relay-only"),
+    r"ruvector-proxy bench --dsn": ("tests/integration/test_suite.py", '"bench", "--dsn", dsn'),
     r"ruvector-proxy serve": ("tests/integration/test_serve.py", '"proxy.main", "serve", "--config"'),
     r"ruvector-proxy check-config": ("tests/unit/test_cli.py", '"check-config", "--config"'),
     r"ruvector-proxy demo": ("tests/integration/test_demo.py", "main(fast=True"),
