@@ -414,6 +414,22 @@ class Learning(Section):
         downside="Queries run as they came; what was learned is kept.",
         live=True,
     )
+    canary_share: float = option(
+        0.2,
+        "Share of the queries of one kind that get a new policy at first, beside the one before; where "
+        "recall or latency turn out worse, the new one is withdrawn. 0: a new policy serves all at once.",
+        unit="share, 0 to 0.5",
+        downside="Less exposes fewer queries to a policy that is wrong, and takes longer to find out.",
+        ge=0.0,
+        le=0.5,
+    )
+    canary_seconds: float = option(
+        60.0,
+        "Time after which a new policy serves all even where few queries were seen meanwhile.",
+        unit="seconds",
+        downside="Short tells little where there is little traffic; long keeps an old policy for longer.",
+        gt=0.0,
+    )
     target_recall: float = option(
         0.98,
         "Recall that is to be kept: the mean share of the true nearest rows that a query returns.",

@@ -26,23 +26,27 @@ from learning.answering import table_view
 from learning.audit import Audit
 from learning.binding import BindingError
 from learning.budget import Pace, TokenBucket
+from learning.canary import Canaries, Trial
 from learning.channel import Rated
 from learning.choosing import Chooser, Chosen
+from learning.dialects import AS_IS
 from learning.distillation import Options
 from learning.drift import Change, Kind, safe_arm
 from learning.feedback import FeedbackLog
 from learning.inventory import Confirmed, confirm, look
 from learning.labelling import Labeller
 from learning.metrics import LearnerMetrics
+from learning.optimizer import SearchOptimizer
 from learning.policy import NO_LEARNING
 from learning.probe import Measured, snapshot
 from learning.ratings import judge_rating
-from learning.records import Label, Trajectory, Trust
+from learning.records import Label, Snapshot, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.schedule import LabelPlan
 from learning.sqlite_file import StoredTemplate
 from learning.store import Store
 from learning.tablestats import sketch
+from learning.trajectory import filter_values
 from learning.upstream import DISCONNECTED, Session, UnavailableError, Upstream, words_of
 from learning.verdict import Expectation, VerdictEngine
 from learning.watch import URGENT, Holding
@@ -116,6 +120,8 @@ class Measuring:
         self.audit = Audit()
         self.news = News()
         self.active = True  # False: another replica measures
+        self._rivals: tuple[Trial, list[SearchOptimizer]] | None = None  # of the trial audited last
+        self.canaries = Canaries(config.learning.canary_share, config.learning.canary_seconds)
         self.paused: Callable[[], bool] = bool  # tells whether nothing may be measured now
         self.unreachable_since: float | None = None  # monotonic; of the server, as far as was tried
 
@@ -200,6 +206,9 @@ class Measuring:
                 self._bucket.grant(URGENT * suspicious.label_seconds, now)
         if self._bucket.wait(now) > 0:
             return None
+        tried = self._on_trial()
+        if tried is not None and await self._guarded(tried, self._audit_trial):
+            return 0.0  # a few in all
         suspect = self._suspect()
         if suspect is not None and await self._guarded(suspect, self._audit_quickly):
             return 0.0  # thirty in all, which is soon over
@@ -470,6 +479,36 @@ class Measuring:
     def _suspect(self) -> TemplateState | None:
         """Return a template whose queries seem to have become others, and that has some to audit."""
         return next((s for s in self._registry if s.watch.audits_due and s.tracker and s.confirmed), None)
+
+    def _on_trial(self) -> TemplateState | None:
+        """Return a template whose new policy is on trial and wants audits, and that has queries to audit."""
+        trials = self.canaries.trials.items()
+        wanting = (self._registry.get(key) for key, trial in trials if trial.wants_audits)
+        return next((state for state in wanting if state and state.tracker and state.confirmed), None)
+
+    async def _audit_trial(self, state: TemplateState) -> None:
+        """Measure what the two policies of a trial give one of the latest queries."""
+        key = state.template.key
+        trial, trajectory = self.canaries.get(key), self._chooser.latest(state)
+        if trial is None or trajectory is None or trajectory.vector is None:
+            return
+        if self._rivals is None or self._rivals[0] is not trial:
+            both = [Snapshot(0, 0.0, {key: each}) for each in (trial.old, trial.new)]
+            self._rivals = trial, [await asyncio.to_thread(SearchOptimizer, each) for each in both]
+        vector = np.frombuffer(trajectory.vector, dtype="<f4")
+        values = filter_values(trajectory, trial.new.filter_slots, trial.new.value_types)
+        chosen = [
+            optimizer.optimize(key, vector, trajectory.k + trajectory.offset, values)
+            for optimizer in self._rivals[1]
+        ]
+        names = [choice.arm.name if choice is not None else AS_IS.name for choice in chosen]
+        plan = LabelPlan(warm=False, leave_out=lambda arm, exact_ms: arm.name not in names)
+        measured = await self._labeller.measure(state, trajectory, plan, uniform=True)
+        if measured is None:
+            return
+        results = [measured.label.results.get(name) for name in names]
+        if results[0] is not None and results[1] is not None:
+            trial.compared(results[0].recall, results[1].recall)
 
     async def _audit_quickly(self, state: TemplateState) -> None:
         """Audit one of the latest queries without measuring other arms: it is to be known soon."""

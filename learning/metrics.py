@@ -45,6 +45,17 @@ class LearnerMetrics:
             "Changes after which a template was learned anew: index, rows, mix (other queries), recall.",
             ["table", "kind"],
         )
+        self.on_trial = gauge(
+            "ruvector_canary_templates",
+            "Templates whose new policy is on trial: part of their queries get it.",
+            ["table"],
+        )
+        self.trials = counter(
+            "ruvector_canaries_total",
+            "Trials of new policies that are over, by outcome: promoted, rolled back: recall, rolled back: "
+            "latency, overtaken (by a change that leaves nothing to compare).",
+            ["table", "outcome"],
+        )
         self.holding = gauge(
             "ruvector_drift_holding",
             "Templates served with a safe setting until they are measured anew.",

@@ -59,6 +59,13 @@ class SearchOptimizer:
 
     def __init__(self, snapshot: Snapshot, previous: SearchOptimizer | None = None) -> None:
         self.version = snapshot.version
+        self.baseline_versions = snapshot.baseline_versions
+        self.canary_share = snapshot.canary_share
+        self.baseline: SearchOptimizer | None = None  # of the templates on trial: the policies before
+        if snapshot.baselines:
+            served = previous.baseline if previous is not None and previous.baseline is not None else previous
+            baselines = msgspec.structs.replace(snapshot, templates=snapshot.baselines, baselines={})
+            self.baseline = SearchOptimizer(baselines, served)
         old = previous._templates if previous is not None else {}
         sketches: dict[bytes, Sketch] = dict(previous._sketches) if previous is not None else {}
         self._templates: dict[str, _Prepared] = {}

@@ -15,6 +15,7 @@ import msgspec
 
 from config.schema import Config
 from learning import tolls
+from learning.canary import Canaries
 from learning.dialects import AS_IS
 from learning.distillation import Options, distill
 from learning.drift import safe_arm
@@ -181,6 +182,16 @@ def summary(snapshot: Snapshot) -> str:
     )
 
 
+def settled(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot with what served before in place of what is on trial: a trial is not for keeping."""
+    if not snapshot.baselines:
+        return snapshot
+    templates = {**snapshot.templates, **snapshot.baselines}
+    return msgspec.structs.replace(
+        snapshot, templates=templates, baselines={}, baseline_versions={}, canary_share=0.0
+    )
+
+
 class Publication:
     """The policies in force, as the next snapshot."""
 
@@ -188,6 +199,7 @@ class Publication:
         self.version = version
         self._published: dict[str, TemplatePolicy] = {}
         self._published_at = 0.0
+        self._on_trial: frozenset[str] = frozenset()
 
     @property
     def policies(self) -> Mapping[str, TemplatePolicy]:
@@ -200,18 +212,40 @@ class Publication:
         self._published = dict(snapshot.templates)
 
     def next(
-        self, policies: Mapping[str, TemplatePolicy], now: float, *, urgent: bool = False
+        self,
+        policies: Mapping[str, TemplatePolicy],
+        now: float,
+        *,
+        urgent: bool = False,
+        canaries: Canaries | None = None,
+        trying: Callable[[str, TemplatePolicy, TemplatePolicy], bool] = lambda key, old, new: False,
     ) -> Snapshot | None:
         """Return the snapshot to publish, or None where nothing has changed that matters yet.
 
-        `urgent`: any material change goes out at once.
+        `urgent`: any material change goes out at once.  `canaries`: the trials under way; `trying` begins one
+        for a template with its policies before and after, where that is possible.
         """
-        if not self._is_due(policies, math.inf if urgent else now - self._published_at):
+        trials = canaries.trials if canaries is not None else {}
+        over = self._on_trial - trials.keys()
+        if not over and not self._is_due(policies, math.inf if urgent else now - self._published_at):
             return None
         self.version += 1
+        for key, policy in policies.items():
+            before = self._published.get(key)
+            changed = before is not None and key not in over and material(before, policy)
+            if before is not None and changed and trying(key, before, policy):
+                trials[key].old_version, trials[key].new_version = self.version - 1, self.version
+        self._on_trial = frozenset(trials)
         self._published = dict(policies)
         self._published_at = now
-        return Snapshot(self.version, now, dict(policies))
+        return Snapshot(
+            self.version,
+            now,
+            dict(policies),
+            baselines={key: trial.old for key, trial in trials.items()},
+            baseline_versions={key: trial.old_version for key, trial in trials.items()},
+            canary_share=canaries.share if canaries is not None else 0.0,
+        )
 
     def _is_due(self, policies: Mapping[str, TemplatePolicy], age: float) -> bool:
         old = self._published

@@ -212,6 +212,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     templates: dict[str, TemplatePolicy]
     format: int = 1
     salt: bytes = b""  # with which values in contexts were hashed; empty: none were (learning.anonymizer)
+    baselines: dict[str, TemplatePolicy] = {}  # templates on trial (learning.canary): the policy before
+    baseline_versions: dict[str, int] = {}  # under which it serves
+    canary_share: float = 0.0  # of the queries of a template on trial that get the new policy
 
 
 class Choice(msgspec.Struct, frozen=True):

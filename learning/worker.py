@@ -21,6 +21,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import msgspec
 from config.schema import Config
 from learning.answering import Answering, Problem
 from learning.answers import with_outlook
+from learning.canary import NOBODY, Ended
 from learning.channel import (
     Abandon,
     Answer,
@@ -64,6 +66,7 @@ from learning.policy import (
     derivation,
     material,
     permitted,
+    settled,
     summary,
 )
 from learning.records import Snapshot, Template, TemplatePolicy, Trajectory, Trust
@@ -278,6 +281,7 @@ class Learner:
             if not state.table or options == before.table(state.table):
                 continue
             state.unpublished += 1
+            self._measuring.canaries.waive(state.template.key, time.monotonic())
             if not options.learning:
                 await self._measuring.switch_off(state, state.table)
             elif state.policy is not None and state.policy.reason == NO_LEARNING:
@@ -338,6 +342,7 @@ class Learner:
         """Derive the policies of some templates now, and publish them."""
         for state in states:
             if state.confirmed is not None and state.labels:
+                self._measuring.canaries.waive(state.template.key, time.monotonic())
                 await self._distil(state)
         if self.leads:
             await self._publish()
@@ -556,6 +561,9 @@ class Learner:
                 self._metrics.dropped.labels(reason="unknown template").inc()
                 continue
             self._registry.touch(trajectory.template)
+            trial = self._measuring.canaries.get(trajectory.template)
+            if trial is not None and trajectory.error is None:
+                trial.served(trajectory.policy_version, trajectory.latency_ms, now)
             state.record(trajectory, self._window(state), now)
         if trajectories:
             self._measuring.wake()
@@ -620,21 +628,78 @@ class Learner:
     async def _publish_what_changed(self) -> None:
         policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
         policies = {**self._orphans, **policies}
+        policies = self._tried(policies)
         before = self._publication.policies
         urgent = any(state.watch.urgent for state in self._registry)
-        snapshot = self._publication.next(policies, time.time(), urgent=urgent)
+        snapshot = self._publication.next(
+            policies,
+            time.time(),
+            urgent=urgent,
+            canaries=self._measuring.canaries,
+            trying=self._begin_trial,
+        )
         if snapshot is None:
             return
         for state in self._registry:
             key = state.template.key
             if key in policies and material(before.get(key), policies[key]):
                 state.watch.published(snapshot.version)
+            state.watch.urgent = False  # what was urgent is out
         await self._give(snapshot)
         if self._sharing is not None:
-            self._sharing.publish(snapshot)
-        await self._store.save(snapshot=snapshot)
+            self._sharing.publish(settled(snapshot))
+        await self._store.save(snapshot=settled(snapshot))
         self._metrics.published.inc()
         log.info("policy %d published: %s", snapshot.version, summary(snapshot))
+
+    # --- trials of new policies (learning.canary) ---
+
+    def _tried(self, policies: dict[str, TemplatePolicy]) -> dict[str, TemplatePolicy]:
+        """End the trials that are over; return what is to serve, which trials and their outcome hold back."""
+        now = time.monotonic()
+        canaries = self._measuring.canaries
+        for ended in canaries.judge(now):
+            self._trial_ended(ended)
+            policies[ended.template] = ended.trial.old if ended.outcome.is_back else ended.trial.new
+        held = {}
+        for key, candidate in policies.items():
+            state = self._registry.get(key)
+            called_for = state is None or state.watch.urgent or state.watch.holding is not None
+            held[key], overtaken = canaries.held(key, candidate, now, called_for=called_for)
+            if overtaken is not None:
+                self._trial_ended(overtaken)
+            if state is not None and held[key] is not candidate and canaries.rests(key, now):
+                state.policy = held[key]
+        return held
+
+    def _begin_trial(self, key: str, old: TemplatePolicy, new: TemplatePolicy) -> bool:
+        state, now = self._registry.get(key), time.monotonic()
+        if state is None or now - state.seen > NOBODY:
+            return False
+        called_for = state.watch.urgent or state.watch.holding is not None
+        began = self._measuring.canaries.begin(key, old, new, now, called_for=called_for)
+        if began:
+            log.info(
+                "%s: a new policy is on trial with %.0f %% of its queries",
+                state.table,
+                100 * self._measuring.canaries.share,
+            )
+            self._measuring.wake()
+        return began
+
+    def _trial_ended(self, ended: Ended) -> None:
+        table, words = ended.trial.new.table, ended.trial.words()
+        self._metrics.trials.labels(table=table, outcome=ended.outcome.value).inc()
+        state = self._registry.get(ended.template)
+        if ended.outcome.is_back:
+            log.warning(
+                "%s: the new policy is worse, %s; the old one serves (%s)", table, ended.outcome, words
+            )
+            if state is not None:
+                state.policy = ended.trial.old
+                state.watch.events.append((time.time(), ended.outcome.value, words))
+        else:
+            log.info("%s: the trial of its new policy is over: %s (%s)", table, ended.outcome, words)
 
     # --- keep ---
 
@@ -680,6 +745,9 @@ class Learner:
     def _gauges(self) -> None:
         self._measuring.gauges()
         self._metrics.version.set(self._publication.version)
+        on_trial = Counter(trial.new.table for trial in self._measuring.canaries.trials.values())
+        for table in {state.table for state in self._registry if state.table}:
+            self._metrics.on_trial.labels(table=table).set(on_trial[table])
         self._metrics.workers.set(self._server.workers)
         self._metrics.trust(
             (s.table, Trust.OBSERVE if s.policy is None else s.policy.trust) for s in self._registry

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -182,6 +183,7 @@ class Adapter:
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))
         self._version = 0
+        self._lots = Random()  # of the queries of a template on trial
 
     def forget_learner(self) -> None:
         """There is no learner (any more): nothing is recorded, and nobody can be asked."""
@@ -234,7 +236,12 @@ class Adapter:
         """Decode a query's arguments and choose its settings; `steering` is what the client has asked for."""
         bound = BoundQuery(query)
         key = query.template.key
-        policy = self._optimizer.template(key)
+        optimizer, version = self._optimizer, self._version
+        if optimizer.baseline is not None:
+            before = optimizer.baseline_versions.get(key)
+            if before is not None and self._lots.random() >= optimizer.canary_share:
+                optimizer, version = optimizer.baseline, before
+        policy = optimizer.template(key)
         if policy is not None:
             bound.table = policy.table
         self.counters.recognised[bound.table] += 1
@@ -252,12 +259,12 @@ class Adapter:
         if steering.adaptive_search is False:
             self.counters.left_alone["ruvector.adaptive_search"] += 1
             return bound
-        bound.policy_version = self._version
+        bound.policy_version = version
         values = tuple(
             _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
         )
         vector = bound.vector if policy.query is not None else None
-        choice = self._optimizer.optimize(key, vector, bound.k + bound.offset, values, steering.target_recall)
+        choice = optimizer.optimize(key, vector, bound.k + bound.offset, values, steering.target_recall)
         if choice is not None and steering is not NOTHING:
             choice = steered(policy, choice, steering.target_recall, steering.optimize_for)
         if choice is None or not valid_settings(choice.arm.settings):

@@ -71,7 +71,11 @@ def configuration(server: EmbeddedPostgres | str, state: Path, **sections: objec
         "store": {"path": str(state)},
         "learning": {"target_recall": 0.95},
     }
-    return Config.model_validate({**base, **sections})
+    base |= sections
+    learning = base["learning"]
+    assert isinstance(learning, dict)
+    # A policy is in force at once: trials have tests of their own.
+    return Config.model_validate({**base, "learning": {"canary_share": 0.0, **learning}})
 
 
 def template(sql: str, database: str, *, user: str = "postgres", search_path: str | None = None) -> Template:

@@ -47,6 +47,7 @@ class Served:
             **os.environ,
             "RUVECTOR_LISTEN_PORT": str(self.port),
             "RUVECTOR_ADMIN_PORT": str(self.admin_port),
+            "RUVECTOR_LEARNING_CANARY_SHARE": "0",  # policies are in force at once; trials have their own tests
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(temporary),
         }

@@ -81,6 +81,8 @@ OTHER_VALUES: dict[str, str] = {
     "limits.drain_timeout": "0",
     "limits.handover_timeout": "61",
     "learning.relay_only": "true",
+    "learning.canary_share": "0.1",
+    "learning.canary_seconds": "20",
     "limits.max_connections": "500",
     "limits.max_connections_per_user": "50",
     "limits.max_connections_per_database": "60",
