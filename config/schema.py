@@ -419,6 +419,7 @@ class Learning(Section):
         "Share of the queries of one kind that get a new policy at first, beside the one before; where "
         "recall or latency turn out worse, the new one is withdrawn. 0: a new policy serves all at once.",
         unit="share, 0 to 0.5",
+        live=True,
         downside="Less exposes fewer queries to a policy that is wrong, and takes longer to find out.",
         ge=0.0,
         le=0.5,
@@ -427,6 +428,7 @@ class Learning(Section):
         60.0,
         "Time after which a new policy serves all even where few queries were seen meanwhile.",
         unit="seconds",
+        live=True,
         downside="Short tells little where there is little traffic; long keeps an old policy for longer.",
         gt=0.0,
     )

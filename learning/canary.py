@@ -239,7 +239,7 @@ class Canaries:
 
     def __init__(self, share: float, longest: float) -> None:
         self.share = share
-        self._longest = longest
+        self.longest = longest
         self._trials: dict[str, Trial] = {}
         self._resting: dict[str, _Rest] = {}
         self._waived: dict[str, float] = {}  # template -> until when what comes is wanted by a person
@@ -260,7 +260,7 @@ class Canaries:
         """End the trials that are over."""
         ended = []
         for key, trial in list(self._trials.items()):
-            outcome = trial.verdict(now, self._longest)
+            outcome = trial.verdict(now, self.longest)
             if outcome is None:
                 continue
             del self._trials[key]

@@ -130,6 +130,10 @@ class Measuring:
         self.config = config
         self._labeller.configure(config)
         self._bucket.set_rate(config.learner.budget, time.monotonic())
+        self.canaries.share, self.canaries.longest = (
+            config.learning.canary_share,
+            config.learning.canary_seconds,
+        )
 
     def wake(self) -> None:
         """There are new queries."""
