@@ -271,7 +271,7 @@ def _claim(
         at_most(
             f"{event.name}: queries until the target holds again",
             WITHIN,
-            exactly(float(needed if needed is not None else end - event.over + WITHIN)),
+            _needed(needed, end - event.over - window),
         ),
         at_least(f"{event.name}: recall from then on", TARGET, _mean(recall[""][late]), statistics.MARGIN),
     ]
@@ -284,6 +284,13 @@ def _claim(
         "queries after "
         f"{during.mean():.4f}; the target was {when}; meanwhile {others}."
     )
+
+
+def _needed(needed: int | None, waited: int) -> Interval:
+    """Return the queries until the target held; where it never did, those waited for it, and perhaps more."""
+    if needed is not None:
+        return exactly(float(needed))
+    return Interval(float(waited), float(waited), float(max(waited, WITHIN + 1)))
 
 
 def _mean(values: NDArray[np.float64]) -> Interval:
