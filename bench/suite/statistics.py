@@ -35,6 +35,8 @@ from bench.suite.records import NOISY, PASS, SHORT, Claim, Interval, Line, Verdi
 Floats = NDArray[np.float64]
 
 DRAWS = 1_000
+FEWEST = 10
+"""Blocks, at least: with fewer queries than make so many, blocks are shorter."""
 MARGIN = 0.005
 """A target counts as kept where the recall is not more than this below it: the engine's own bound."""
 
@@ -201,7 +203,7 @@ def oracle(found: Measured, statics: Sequence[str], target: float) -> NDArray[np
 
 def draw(found: Measured, seed: int = 0) -> Drawn:
     """Return bootstrapped means, whole blocks at a time."""
-    blocks = np.arange(found.queries) // BLOCK
+    blocks = np.arange(found.queries) // max(1, min(BLOCK, found.queries // FEWEST))
     count = int(blocks[-1]) + 1
     sizes = np.bincount(blocks).astype(np.float64)
     taken = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=DRAWS)

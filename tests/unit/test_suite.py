@@ -120,6 +120,13 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert covered >= 50
 
 
+def test_few_queries_give_no_false_certainty() -> None:
+    recall = [0.5, 1.0] * 10  # all of them within two blocks
+    found = measured({"a": recall}, {"a": [1.0] * 20}).line("a", "static").recall
+    assert found.low < 0.7
+    assert found.high > 0.8
+
+
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [((0.9, 0.8, 0.99), PASS), ((1.0, 0.9, 1.1), NOISY), ((1.3, 1.2, 1.4), SHORT), ((1.0, 1.0, 1.0), PASS)],
