@@ -23,7 +23,7 @@ from rich.console import Console
 from bench.dataset import Dataset
 from bench.demo.application import Learned, learn
 from bench.demo.measurement import Judge, Samples, System, measure
-from bench.demo.proxy import STATE, Figures, Proxy, ProxyError, Upstream, serve
+from bench.demo.proxy import STATE, Figures, Proxy, Upstream, serve
 from bench.embedded import EmbeddedPostgres
 from bench.suite import tables
 from bench.suite.queries import Client, Question
@@ -272,7 +272,10 @@ class Stage:
                 opened = await stack.enter_async_context(
                     serve(self.upstream, home, _configuration(0.0, 0.0, target, more))
                 )
-                await _serving(opened)
+                if not await _serving(opened):
+                    self.say(
+                        f"{proxy_name(target)} learned nothing that it could serve: queries run as they come"
+                    )
                 taught.proxies[proxy_name(target)] = opened
             yield taught
 
@@ -283,15 +286,15 @@ def _configuration(credit: float, budget: float | None, target: float, more: str
     return f"starting_credit = {credit}\n{limits}[learning]\ntarget_recall = {target}\n{more}"
 
 
-async def _serving(proxy: Proxy) -> None:
-    """Wait until a proxy has its policies in force again."""
+async def _serving(proxy: Proxy) -> bool:
+    """Wait until a proxy has its policies in force again; tell whether it has any."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
         figures = await proxy.figures()
         if figures.total("ruvector_policy_version") > 0 and figures.total("ruvector_templates") > 0:
-            return
+            return True
         await asyncio.sleep(0.2)
-    raise ProxyError(f"the proxy has no policy {_READY_SECONDS:.0f} s after its start; see {proxy.log}")
+    return False
 
 
 def resident_megabytes(proxy: Proxy) -> float:
