@@ -5,9 +5,10 @@ on all of them, each asking another third of the queries.
 
 1. learn     until all serve a trusted policy; then one proxy alone learns from all queries, for comparison:
              both policies choose for the same unseen queries, interleaved on one connection
-2. kills     the leading learner gets SIGKILL at random moments
-3. restarts  the server (and with it the store) is restarted under load
-4. messages  followers without workers, more and more of them: what a round costs the store
+2. spread    each publication, until the workers of every replica serve it
+3. kills     the leading learner gets SIGKILL at random moments
+4. restarts  the server (and with it the store) is restarted under load
+5. messages  followers without workers, more and more of them: what a round costs the store
 
 Results are printed; docs/replicas.md holds those of one run.
 """
@@ -185,6 +186,41 @@ async def compare(
         print(f"  {name:<24}{statistics.fmean(recall[name]):>10.4f}{statistics.fmean(ms[name]):>10.3f}")
 
 
+async def spread(proxies: Sequence[Proxy], shared: SharedStore, count: int) -> None:
+    """Have so many policies published, and print when the workers of all replicas served each of them.
+
+    What a worker serves is read from its metrics, which it writes every second: the times are upper bounds,
+    up to a second too long.  A publication is provoked by another target, set from SQL at a replica.
+    """
+    took: list[float] = []
+    while len(took) < count:
+        version = (await shared.pulse(None, 0.0)).head[1]
+        address = random.choice(proxies).address
+        connection = await asyncpg.connect(**address)
+        target = 0.90 + 0.001 * (len(took) % 50)
+        await connection.fetch(f"SELECT ruvector_enable_learning('items', target_recall := {target:g})")
+        await connection.close()
+        deadline = time.monotonic() + 60.0
+        while (head := (await shared.pulse(None, 0.0)).head[1]) == version:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nothing was published within a minute")
+            await asyncio.sleep(0.01)
+        published_at = time.monotonic()
+        while True:
+            figures = await asyncio.gather(*(proxy.figures() for proxy in proxies))
+            if all(each.total("ruvector_policy_version") >= head for each in figures):
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"policy {head} is not served by all")
+            await asyncio.sleep(0.02)
+        took.append(time.monotonic() - published_at)
+    q = np.quantile(took, [0.0, 0.5, 0.9, 1.0])
+    print(
+        f"\n{count} policies published; the workers of all {len(proxies)} replicas served it within "
+        f"min {q[0]:.2f}, p50 {q[1]:.2f}, p90 {q[2]:.2f}, max {q[3]:.2f} s"
+    )
+
+
 def leader(logs: Sequence[Path]) -> tuple[int, int]:
     """Return the term and the number of the replica that leads, by what they log."""
     terms = [[int(term) for term in _LEADS.findall(log.read_text(errors="replace"))] for log in logs]
@@ -354,7 +390,7 @@ async def run(options: argparse.Namespace, home: Path) -> None:
             await one.connect()  # creates the schema
             await one.close()
             await messages(server, options.messages)
-        if not (options.kills or options.restarts or options.compare):
+        if not (options.kills or options.restarts or options.compare or options.spread):
             return
         name = uuid.uuid4().hex[:6]
         os.environ["RUVECTOR_STORE_KIND"] = "postgres"
@@ -378,6 +414,9 @@ async def run(options: argparse.Namespace, home: Path) -> None:
             together = await published(shared)
             assert together is not None
             print(f"three replicas: {_words(together)}", flush=True)
+            if options.spread:
+                async with asking([Client(proxy.address, texts) for proxy in proxies]):
+                    await spread(proxies, shared, options.spread)
             if options.kills:
                 clients = [Client(proxy.address, texts) for proxy in proxies]
                 await kills(proxies, logs, shared, clients, options.kills)
@@ -412,6 +451,7 @@ def _words(snapshot: Snapshot) -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--spread", type=int, default=20, help="policies published, to be served by all")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument(

@@ -46,7 +46,7 @@ OLD = "f90c5ae"
 """The first commit with everything that replicas share."""
 
 QUERY = f"SELECT id FROM items ORDER BY embedding <=> '{{}}' LIMIT {K}"
-_LOST = frozenset({"57P01", "08006", "connection lost", "refused"})
+_LOST = frozenset({"57P01", "08006", "08003", "connection lost", "refused"})  # 08003: asyncpg's own
 
 
 @contextlib.contextmanager
