@@ -30,7 +30,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import msgspec
@@ -119,8 +119,15 @@ class Client:
         self.errors[f"{doing}: {state or 'connection lost'}"] += 1
 
 
+class Asks(Protocol):
+    """A client that asks until it is cancelled."""
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+
+
 @contextlib.asynccontextmanager
-async def asking(clients: Sequence[Client]) -> AsyncIterator[None]:
+async def asking(clients: Sequence[Asks]) -> AsyncIterator[None]:
     """Let clients ask meanwhile."""
     tasks = [asyncio.create_task(client.run()) for client in clients]
     try:

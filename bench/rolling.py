@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ import numpy as np
 from bench import dataset
 from bench.demo.proxy import Proxy
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres, free_port
-from bench.replicas import DATABASE, ROWS, STORE, K, prepare, published, text, trusted
+from bench.replicas import DATABASE, ROWS, STORE, K, asking, prepare, published, text, trusted
 from learning.shared import SharedStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,20 +215,6 @@ class Update:
             f"{step:<52}{programs:<17}{leader.version:<8}{snapshot.version:>7}{trust:>9}{labels:>8}",
             flush=True,
         )
-
-
-@contextlib.asynccontextmanager
-async def asking(clients: list[Client]) -> AsyncIterator[None]:
-    """Let clients ask meanwhile."""
-    tasks = [asyncio.create_task(client.run()) for client in clients]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
 
 async def run(old: Path, home: Path) -> int:
