@@ -33,7 +33,8 @@ from bench.suite.tables import Table
 CONNECTIONS = 3  # of the application while the proxy learns
 WARM_UP = 12  # queries; the server decides about a generic plan after five
 _SAY_EVERY = 15.0
-_READY_SECONDS = 60.0
+_READY_SECONDS, _UNLEARNED_SECONDS = 60.0, 5.0
+_LEAST_LEARNING = 5.0  # seconds, in a rehearsal too
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ class Stage:
             taught.moments.append(Moment(now, labels, spent))
             self._say_sometimes(lambda: f"learning, {now:.0f} s, {labels:,.0f} queries measured")
 
+        seconds = max(seconds, _LEAST_LEARNING)
         self.say(f"learning, {seconds:.0f} s at most")
         async with serve(self.upstream, school, _configuration(credit, None, targets[0], more)) as proxy:
             taught.bare_megabytes = resident_megabytes(proxy)
@@ -272,7 +274,8 @@ class Stage:
                 opened = await stack.enter_async_context(
                     serve(self.upstream, home, _configuration(0.0, 0.0, target, more))
                 )
-                if not await _serving(opened):
+                known = taught.learned.figures.total("ruvector_policy_version") > 0
+                if not await _serving(opened, _READY_SECONDS if known else _UNLEARNED_SECONDS):
                     self.say(
                         f"{proxy_name(target)} learned nothing that it could serve: queries run as they come"
                     )
@@ -286,9 +289,9 @@ def _configuration(credit: float, budget: float | None, target: float, more: str
     return f"starting_credit = {credit}\n{limits}[learning]\ntarget_recall = {target}\n{more}"
 
 
-async def _serving(proxy: Proxy) -> bool:
+async def _serving(proxy: Proxy, seconds: float) -> bool:
     """Wait until a proxy has its policies in force again; tell whether it has any."""
-    deadline = time.monotonic() + _READY_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         figures = await proxy.figures()
         if figures.total("ruvector_policy_version") > 0 and figures.total("ruvector_templates") > 0:
