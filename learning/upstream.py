@@ -213,6 +213,8 @@ class Upstream:
     def _failed(self, database: str, entry: _Database, error: BaseException) -> None:
         if entry.up is not False:
             words = str(error) or type(error).__name__
+            if isinstance(error, asyncpg.InternalClientError):
+                words = "the server has ended the connection"  # asyncpg's own words are about its states
             log.warning(
                 'learner cannot use database "%s": %s; queries keep their settings, retrying', database, words
             )

@@ -411,7 +411,7 @@ def test_unreachable_or_unwilling_server_is_logged_once_and_without_the_password
 
 @pytest.mark.parametrize("turns", range(4))
 def test_connection_that_the_server_ended_between_two_statements_is_lost(
-    postgres: EmbeddedPostgres, database: str, turns: int
+    postgres: EmbeddedPostgres, database: str, turns: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`turns` of the event loop: the FATAL and the end of the stream may or may not have been seen."""
 
@@ -430,9 +430,12 @@ def test_connection_that_the_server_ended_between_two_statements_is_lost(
         with pytest.raises((*DISCONNECTED, asyncpg.InterfaceError)) as caught:
             await ended_meanwhile(session)
         assert upstream.is_lost(database, caught.value)
+        await upstream.lost(database, caught.value)
         await upstream.close()
 
     asyncio.run(work())
+    (said,) = [record.message for record in caplog.records if "cannot use database" in record.message]
+    assert "state" not in said  # of asyncpg's own
 
 
 @pytest.mark.slow
