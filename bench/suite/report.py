@@ -247,9 +247,9 @@ def _figure(found: Interval) -> str:
 _OPENING = """\
 # Benchmarks
 
-`make bench` measures everything on this page in about twenty-five minutes on two processors that have nothing else
-to do, and writes it anew. `bench/results/` has all figures as JSON and Markdown and all pictures. `ruvector-proxy bench`
-makes the same comparison on a table of your own, without writing to your database."""
+`make bench` measures everything on this page in about twenty-five minutes on two processors that have nothing
+else to do, and writes it anew. `bench/results/` has all figures as JSON and Markdown and all pictures.
+`ruvector-proxy bench` makes the same comparison on a table of your own, without writing to your database."""
 
 _PROTOCOL = """\
 ## How it is measured
