@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -121,20 +121,8 @@ class OwnClient(Client):
         return type("OwnClient", (cls,), {"subject": subject})
 
     @classmethod
-    async def connect(
-        cls,
-        address: Mapping[str, Any],
-        settings: Mapping[str, str] | None = None,
-        rename: Mapping[str, str] | None = None,
-    ) -> Self:
-        """Connect to `address` and put `settings` in force, nothing can be written."""
-        connection = await asyncpg.connect(**address)
-        try:
-            await prepare(connection, cls.subject, settings or {})
-        except BaseException:
-            connection.terminate()
-            raise
-        return cls(connection, rename or {})
+    async def _set_up(cls, connection: asyncpg.Connection[Any], settings: Mapping[str, str]) -> None:
+        await prepare(connection, cls.subject, settings)
 
     async def ask(self, query: Question) -> list[int]:
         """Run the query; return for each row whether it belongs to the exact answer."""

@@ -79,13 +79,17 @@ class Client:
         """Connect to `address` (asyncpg's arguments) and put `settings` in force for the session."""
         connection = await asyncpg.connect(**address)
         try:
-            await connection.set_type_codec("vector", encoder=binary_vector, decoder=bytes, format="binary")
-            for name, value in (settings or {}).items():
-                await connection.execute(f"SET {name} = {value}")
+            await cls._set_up(connection, settings or {})
         except BaseException:
             connection.terminate()
             raise
         return cls(connection, rename or {})
+
+    @classmethod
+    async def _set_up(cls, connection: asyncpg.Connection[Any], settings: Mapping[str, str]) -> None:
+        await connection.set_type_codec("vector", encoder=binary_vector, decoder=bytes, format="binary")
+        for name, value in settings.items():
+            await connection.execute(f"SET {name} = {value}")
 
     async def ask(self, query: Question) -> list[int]:
         """Run the query; return the ids in the order they came."""
