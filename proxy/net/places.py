@@ -13,8 +13,10 @@ Rules
   by another name; the chain behind it stays intact.
 - A worker counts itself in before it looks: two at the same moment may both be refused the last place, but
   never both get it.
-- Where a table is full, further names are not counted: their limit does not hold, and nobody is refused by
-  mistake.  `SLOTS` names with open connections at the same time is what that takes.
+- A name is looked for in `PROBES` entries, no further: entries keep the hash of a name that has left, and
+  clients choose names, so that a search to the first unused entry could one day be one of the whole table.
+- Where those are all in use, further names are not counted: their limit does not hold, and nobody is refused
+  by mistake.  Thousands of names with open connections at the same time is what that takes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Final
 
 SLOTS: Final = 8192
+PROBES: Final = 128
 _SIZE: Final = 16 * SLOTS
 
 
@@ -85,9 +88,9 @@ class Places:
             del self._entries[name]
 
     def _free(self, hashed: int) -> int | None:
-        """Return the entry of a name, else one that it may take; None: the table is full."""
+        """Return the entry of a name, else one that it may take; None: there is none."""
         free = None
-        for step in range(SLOTS):
+        for step in range(PROBES):
             index = (hashed + step) % SLOTS
             found = self._own[2 * index]
             if found == hashed:
@@ -104,7 +107,7 @@ def _hash(name: bytes) -> int:
 
 
 def _count(table: memoryview, hashed: int) -> int:
-    for step in range(SLOTS):
+    for step in range(PROBES):
         index = (hashed + step) % SLOTS
         found = table[2 * index]
         if found == hashed:

@@ -65,3 +65,18 @@ def test_a_full_table_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     counted.leave(b"one more")
     counted.leave(b"2")
     assert counted.enter(b"one more") == 1
+
+
+def test_names_that_came_and_went_make_no_search_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All hash to the same place: a search reads so many entries, whatever has been there before."""
+    monkeypatch.setattr(module, "_hash", lambda name: 7 + module.SLOTS * (1 + int(name)))
+    counted = Places.alone()
+    for number in range(3 * module.PROBES):
+        assert counted.enter(b"%d" % number) == 1
+        counted.leave(b"%d" % number)
+    stay = [b"%d" % number for number in range(1000, 1000 + module.PROBES)]
+    assert [counted.enter(name) for name in stay] == [1] * module.PROBES
+    assert counted.enter(b"5000") == 0  # not counted, and so not refused
+    counted.leave(b"5000")
+    counted.leave(stay[-1])
+    assert counted.enter(b"5000") == 1
