@@ -4,7 +4,7 @@
 its file.  It holds to one rule: **the whole file or nothing**.  A file with a mistake in it, or with another
 value for an option that takes a restart, leaves the configuration in force as it is, and says so once.
 
-It looks at the file twice a second and waits until it has stayed the same from one look to the next: a
+It looks at the file four times a second and waits until it has stayed the same from one look to the next: a
 file that is written in place is empty for a moment, and an empty file is a valid configuration.  SIGHUP
 does not wait: whoever sends it says that the file is complete.
 """
