@@ -39,7 +39,9 @@ integration: $(DEV) ## tests against the embedded PostgreSQL
 	@echo "== integration tests"
 	@$(BIN)/python -m pytest -m 'not alone' -n auto --maxprocesses 4 --dist loadfile tests/integration tests/differential
 	@echo "== integration tests that wait for a learner, two at a time"
-	@$(BIN)/python -m pytest -m alone -n 2 --dist loadfile tests/integration
+	@$(BIN)/python -m pytest -m alone -n 2 --dist loadfile tests/integration || { \
+	    echo "== those that failed beside another one, once more and by themselves"; \
+	    $(BIN)/python -m pytest -m alone --last-failed --last-failed-no-failures none tests/integration; }
 
 differential: $(DEV) ## 10,000 random pipelines, direct and through the proxy: nothing may differ
 	@$(BIN)/python -m tests.differential --count $(or $(COUNT),10000) --seed $(or $(SEED),1)

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.embedded import EmbeddedPostgres
 from config.schema import Config
-from learning import policy, worker
+from learning import canary, policy, worker
 from learning.metrics import LearnerMetrics
 from learning.records import ContextPolicy, TemplatePolicy, Trust
 from learning.watch import Watch
@@ -98,6 +98,9 @@ def test_it_is_withdrawn_by_itself(
     monkeypatch.setattr(worker, "derivation", derivation)
     # What notices drift would see it as well, in the end, and let other policies in without a trial.
     monkeypatch.setattr(Watch, "audited", lambda *given, **more: None)
+    # On a slow machine audits take their time, and without them a trial would end in favour of the new policy.
+    monkeypatch.setattr(canary, "PATIENCE", 1e6)
+    monkeypatch.setattr(canary, "NOBODY", 1e6)
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS poisoned WITH (FORCE)")
         connection.execute("CREATE DATABASE poisoned STRATEGY file_copy")
@@ -109,7 +112,7 @@ def test_it_is_withdrawn_by_itself(
     config = configuration(
         postgres.uri("poisoned"),
         tmp_path,
-        learning={"target_recall": 0.9, "min_samples": 40, "canary_share": 0.2, "canary_seconds": 120.0},
+        learning={"target_recall": 0.9, "min_samples": 40, "canary_share": 0.2, "canary_seconds": 3600.0},
     )
     registry = CollectorRegistry()
     queries = itertools.cycle(vectors[:400] + 0.3)
