@@ -24,6 +24,7 @@ import numpy as np
 
 from learning.answers import Row, interval
 from learning.binding import vector_text
+from learning.names import OWN_PATH
 from learning.probe import EXACT, number, recall
 from learning.records import Settings
 from learning.service import ProblemError, Report
@@ -58,7 +59,10 @@ class Column:
 async def connection(dsn: str, database: str) -> AsyncIterator[Any]:
     """Open a side connection for one benchmark."""
     found = await asyncpg.connect(
-        dsn, database=database, statement_cache_size=8, server_settings=SESSION_SETTINGS
+        dsn,
+        database=database,
+        statement_cache_size=8,
+        server_settings={**SESSION_SETTINGS, "search_path": OWN_PATH},
     )
     try:
         yield found

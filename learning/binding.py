@@ -150,7 +150,7 @@ class Binder:
         try:
             await self._codec(kind, "binary")
             try:
-                return str(await self._connection.fetchval(f"SELECT $1::{name}::text", data))
+                return str(await self._connection.fetchval(f"SELECT $1::{name}::pg_catalog.text", data))
             finally:
                 await self._codec(kind, "text")
         except asyncpg.DataError as error:

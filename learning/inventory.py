@@ -195,8 +195,7 @@ async def application_settings(session: Session, template: Template) -> Settings
     known = await session.catalog(_PLANNER_SETTINGS, list(own))
     settings = {row["name"]: own[row["name"]] for row in known}
     path = template.search_path if template.search_path is not None else own.get("search_path")
-    if path is not None:
-        settings["search_path"] = expand_user(path, template.user)
+    settings["search_path"] = expand_user(session.default_path if path is None else path, template.user)
     return tuple(settings.items())
 
 
@@ -208,7 +207,8 @@ def expand_user(search_path: str, user: str) -> str:
 
 
 async def _relation(session: Session, template: Template) -> _Relation:
-    rows = await session.catalog(_RELATION, template.relation, template.column)
+    (named,) = await session.rows(_NAMED, template.relation)
+    rows = await session.catalog(_RELATION, named["oid"] or "0", template.column)
     if not rows:
         raise _RejectError(f"the relation {template.relation} does not exist on its search_path")
     relation = _Relation(**rows[0])
@@ -227,13 +227,17 @@ async def _reject_functions(session: Session, template: Template) -> None:
     """Reject functions that a second run, with the learner's rights, should not call."""
     names = [name.rpartition(".")[2].strip('"') for name in template.functions]
     found = await session.catalog(_FUNCTIONS, names)
+    if not found:
+        (path,) = await session.rows("SELECT pg_catalog.current_schemas(true) AS schemas")
+        found = await session.catalog(_OPERATORS, template.probe_sql, path["schemas"])
     if found and found[0]["volatile"]:
-        name = found[0]["name"]
-        raise _RejectError(f"the function {name} is volatile: a second run of the query might have effects")
-    if found:
-        name, owner = found[0]["name"], found[0]["owner"]
         raise _RejectError(
-            f"the function {name} belongs to {owner}, and the learner's role is a superuser: "
+            f"the {found[0]['what']} is volatile: a second run of the query might have effects"
+        )
+    if found:
+        what, owner = found[0]["what"], found[0]["owner"]
+        raise _RejectError(
+            f"the {what} belongs to {owner}, and the learner's role is a superuser: "
             "give the learner a role that may only read"
         )
 
@@ -420,13 +424,25 @@ SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relkind AS 
        c.relhassubclass AS inherited, coalesce(a.attnum, 0) AS "column"
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2::text AND a.attnum > 0 AND NOT
-a.attisdropped WHERE c.oid = to_regclass($1::text)
+a.attisdropped WHERE c.oid = $1::text::oid
 """
+_NAMED = "SELECT pg_catalog.to_regclass($1::pg_catalog.text)::pg_catalog.oid::pg_catalog.text AS oid"
 # A superuser must not run what somebody else has written; other roles risk no more than what they may read.
 _FUNCTIONS = """
-SELECT p.proname AS name, p.provolatile = 'v' AS volatile, o.rolname AS owner
+SELECT 'function ' || p.proname AS what, p.provolatile = 'v' AS volatile, o.rolname AS owner
 FROM pg_proc p JOIN pg_roles o ON o.oid = p.proowner
 WHERE p.proname = ANY ($1::text[]) AND (p.provolatile = 'v' OR NOT o.rolsuper AND EXISTS (
+      SELECT FROM pg_roles l WHERE l.rolname = current_user AND l.rolsuper))
+ORDER BY p.provolatile = 'v' DESC LIMIT 1
+"""
+# Which operator of that name it is depends on types; all are taken that the query may mean.
+_OPERATORS = """
+SELECT 'operator ' || x.oprname AS what, p.provolatile = 'v' AS volatile, o.rolname AS owner
+FROM pg_operator x JOIN pg_namespace n ON n.oid = x.oprnamespace JOIN pg_proc p ON p.oid = x.oprcode
+JOIN pg_roles o ON o.oid = p.proowner
+WHERE strpos($1::text, x.oprname::text) > 0 AND n.nspname <> 'pg_catalog'
+  AND (n.nspname = ANY ($2::text[]) OR strpos($1::text, n.nspname::text) > 0)
+  AND (p.provolatile = 'v' OR NOT o.rolsuper AND EXISTS (
       SELECT FROM pg_roles l WHERE l.rolname = current_user AND l.rolsuper))
 ORDER BY p.provolatile = 'v' DESC LIMIT 1
 """

@@ -49,8 +49,12 @@ _REPEAT_BELOW_MS = 50.0
 _STATEMENTS = 128
 _TOLERANCE = 1e-9  # relative; the same function computes both distances, so they are equal or truly different
 
-_SET = "SELECT set_config(n, v, true) FROM unnest($1::text[], $2::text[]) AS s(n, v)"
-_CURRENT = "SELECT n, current_setting(n, true) FROM unnest($1::text[]) AS n"
+# They run under the application's search_path too: every name bears its schema.
+_SET = (
+    "SELECT pg_catalog.set_config(n, v, true) FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), "
+    "pg_catalog.unnest($2::pg_catalog.text[])) AS s(n, v)"
+)
+_CURRENT = "SELECT n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +88,18 @@ class BoundError(Exception):
 
 @asynccontextmanager
 async def snapshot(session: Session, settings: Settings) -> AsyncIterator[None]:
-    """Open a read-only transaction with one snapshot, under `settings` and the limits; always rolled back."""
+    """Open a read-only transaction with one snapshot, under `settings` and the limits; always rolled back.
+
+    A search_path among the settings is the application's (see learning.names).
+    """
     transaction = session.connection.transaction(isolation="repeatable_read", readonly=True)
     await transaction.start()
     try:
         await apply(session, (*settings, *LIMITS))
+        session.connection.is_applications = "search_path" in dict(settings)
         yield
     finally:
+        session.connection.is_applications = False
         if not session.connection.is_closed():
             await transaction.rollback()
 

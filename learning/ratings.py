@@ -67,10 +67,11 @@ async def _distances(
     key = found[0]
     # Names come quoted from the catalogs, the operator from the parser's own list.
     query = (
-        f"SELECT t.{key['column']} {template.operator} $2::text::{key['type']} AS distance "  # noqa: S608
-        f"FROM {key['table']} t WHERE t.{key['key']}::text = ANY ($1::text[])"
+        f"SELECT t.{key['column']} {template.operator} $2::pg_catalog.text::{key['type']} AS distance "  # noqa: S608
+        f"FROM {key['table']} t "
+        f"WHERE t.{key['key']}::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.text[])"
     )
-    rows = await session.catalog(query, list(keys), vector_text(trajectory.vector))
+    rows = await session.rows(query, list(keys), vector_text(trajectory.vector))
     return [number(row["distance"]) for row in rows if row["distance"] is not None]
 
 

@@ -9,6 +9,7 @@ Rules
 - Side connections can do no harm: read only by default, no lock stronger than AccessShare is ever asked for,
   and `lock_timeout` keeps them from queueing behind somebody's ALTER TABLE (and others from queueing behind
   them).
+- Names in the learner's own SQL mean what the server's catalogs say (learning.names).
 - A password appears in no message: errors are those of the server, which do not repeat it.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import asyncpg
 
 from learning.binding import Binder
+from learning.names import OWN_PATH, NamesConnection
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,13 @@ SELECT count(*) AS sessions FROM pg_stat_activity
 WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
+_PATH_OF_ROLE = """
+SELECT 1 AS set FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+WHERE r.rolname = session_user AND s.setdatabase IN (0, (
+      SELECT oid FROM pg_database WHERE datname = current_database()))
+  AND EXISTS (SELECT FROM unnest(s.setconfig) AS c WHERE c LIKE 'search_path=%') LIMIT 1
+"""
+
 
 @dataclass(slots=True)
 class Session:
@@ -97,6 +106,7 @@ class Session:
         default_factory=lambda: deque(maxlen=15)
     )  # milliseconds, of an empty statement
     ping: Any = None
+    default_path: str = '"$user", public'  # search_path of a session whose role sets none
 
     @property
     def round_trip_ms(self) -> float:
@@ -107,10 +117,19 @@ class Session:
         """Return the rows of a catalog query as dictionaries of JSON values; parameters are text or text[].
 
         Result and parameters travel as text, because the binder replaces asyncpg's conversions of other
-        types.
+        types.  Names mean what the catalogs say, whatever search_path is in force.
+        """
+        async with self.connection.own():
+            return await self.rows(sql, *parameters)
+
+    async def rows(self, sql: str, *parameters: str | list[str]) -> list[dict[str, Any]]:
+        """The same under the search_path in force: for what has to be looked up there.
+
+        Everything else in the text bears the name of its schema.
         """
         # The text is one of the learner's own constants; values travel as parameters.
-        wrapped = f"SELECT coalesce(json_agg(q), '[]')::text FROM ({sql}) AS q"  # noqa: S608
+        rows_as_json = "coalesce(pg_catalog.json_agg(q), '[]'::pg_catalog.json)::pg_catalog.text"
+        wrapped = f"SELECT {rows_as_json} FROM ({sql}) AS q"  # noqa: S608
         rows: list[dict[str, Any]] = json.loads(await self.connection.fetchval(wrapped, *parameters))
         return rows
 
@@ -228,10 +247,17 @@ class Upstream:
             database=database,
             timeout=self._timeout,
             statement_cache_size=0,  # statements are prepared explicitly, under the settings that they need
+            connection_class=NamesConnection,
             server_settings=SESSION_SETTINGS,
         )
         connection.add_log_listener(_ignore_notice)
         session = Session(connection, Binder(connection))
+        session.default_path = await connection.fetchval("SHOW search_path")
+        await connection.execute(f"SET search_path = {OWN_PATH}")
+        if await session.catalog(
+            _PATH_OF_ROLE
+        ):  # the application has another role, to which it does not apply
+            session.default_path = '"$user", public'
         session.ping = await connection.prepare("SELECT")
         for _ in range(3):
             await session.measure_round_trip()

@@ -207,10 +207,11 @@ def test_values_of_every_type_and_format_are_bound_as_the_client_bound_them(
 
 
 async def _found(session: Session, found: Template, sample: Trajectory, arms: tuple[Arm, ...]) -> int:
-    async with snapshot(session, ()):
+    path = (("search_path", "public"),)
+    async with snapshot(session, path):
         types = parameter_types(await session.connection.prepare(found.probe_sql))
     measured = await measure(
-        session, found, types, (), sample, arms, context="", uniform=True, plan=LabelPlan()
+        session, found, types, path, sample, arms, context="", uniform=True, plan=LabelPlan()
     )
     return measured.label.found
 
@@ -244,7 +245,11 @@ def test_settings_of_the_applications_role_are_those_of_as_is(
         measured = connected(postgres, database, lambda s: label(s, found, query(found, QUERY, k=30)))
     finally:
         execute(postgres, database, f"DROP ROLE {role}")
-    assert dict(known.settings) == {"hnsw.ef_search": "10", "hnsw.iterative_scan": "off"}
+    assert dict(known.settings) == {
+        "hnsw.ef_search": "10",
+        "hnsw.iterative_scan": "off",
+        "search_path": f'"{role}", public',
+    }
     assert measured.label.results["as is"].rows == 10  # what ef_search = 10 gives
     assert measured.label.results["ef=40"].rows == 30
 
