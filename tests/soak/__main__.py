@@ -8,6 +8,7 @@ read; they have to be flat once the first tenth of the time is over.  Exit statu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 import threading
@@ -46,13 +47,17 @@ class Tally:
 
 @dataclass(frozen=True)
 class Reading:
-    """The proxy at one moment: by process, memory in bytes and open files; connections that it counts."""
+    """The proxy at one moment: by process, memory in bytes and open files; connections that it counts.
+
+    `state`: the bytes of its state directory.
+    """
 
     at: float
     memory: dict[str, int]
     files: dict[str, int]
     threads: dict[str, int]
     open_connections: float
+    state: int
 
 
 def read(found: World, since: float) -> Reading:
@@ -72,16 +77,23 @@ def read(found: World, since: float) -> Reading:
         {name: len(list(Path(f"/proc/{pid}/fd").iterdir())) for name, pid in pids.items()},
         {name: status(pid, "Threads") for name, pid in pids.items()},
         found.metric("ruvector_connections_open"),
+        sum(path.stat().st_size for path in found.state.rglob("*") if path.is_file()),
     )
 
 
-def work(found: World, number: int, seed: int, tally: Tally, until: float, queries: int) -> None:
-    """Run one client's course on both roads, step by step."""
+def work(
+    found: World, number: int, seed: int, tally: Tally, began: float, seconds: float, queries: int
+) -> None:
+    """Run one client's course on both roads, step by step; what is wrong is told at once."""
+
+    def moment() -> str:
+        return f"after {time.monotonic() - began:.0f} s, client {number}"
+
     try:
         vectors = sorted(found.truth)
         direct = Course(("127.0.0.1", found.server.port), number, "d", seed, vectors)
         proxied = Course(("127.0.0.1", found.port), number, "p", seed, vectors)
-        while time.monotonic() < until and tally.queries < queries:
+        while time.monotonic() < began + seconds and tally.queries < queries:
             before = proxied.queries
             name, expected = direct.step()
             _, came = proxied.step()
@@ -91,14 +103,14 @@ def work(found: World, number: int, seed: int, tally: Tally, until: float, queri
                 tally.steps[name] += 1
                 tally.made_by_proxy.update(code for code in codes if code in PROXYS_OWN)
                 if came != expected:
-                    tally.differences.append(
-                        f"client {number}, {name}: {came[:4]!r} instead of {expected[:4]!r}"
-                    )
+                    tally.differences.append(f"{moment()}, {name}: {came[:4]!r} instead of {expected[:4]!r}")
+                    print(tally.differences[-1], flush=True)
         direct.end()
         proxied.end()
     except Exception as error:
         with tally.lock:
-            tally.broken.append(f"client {number}: {type(error).__name__} {error}")
+            tally.broken.append(f"{moment()}: {type(error).__name__} {error}")
+            print(tally.broken[-1], flush=True)
 
 
 def soak(seconds: float, queries: int, clients: int, seed: int) -> tuple[Tally, list[Reading], list[str]]:
@@ -108,20 +120,21 @@ def soak(seconds: float, queries: int, clients: int, seed: int) -> tuple[Tally, 
         began = time.monotonic()
         pids = [found.pid(name) for name in ("worker 1", "worker 2", "learner")]
         threads = [
-            threading.Thread(target=work, args=(found, number, seed, tally, began + seconds, queries))
+            threading.Thread(target=work, args=(found, number, seed, tally, began, seconds, queries))
             for number in range(clients)
         ]
         for thread in threads:
             thread.start()
         told = began
         while any(thread.is_alive() for thread in threads):
-            readings.append(read(found, began))
+            with contextlib.suppress(OSError):  # a process that has ended is found out below
+                readings.append(read(found, began))
             if time.monotonic() - told > 60:
                 told = time.monotonic()
                 print(
                     f"{told - began:.0f} s: {tally.queries} queries, {dict(readings[-1].memory)}", flush=True
                 )
-            threads[0].join(max(0.5, min(5.0, seconds / 100)))
+            time.sleep(max(0.5, min(5.0, seconds / 100)))
         wrong = [*tally.differences[:5], *tally.broken]
         if tally.made_by_proxy:
             wrong.append(f"errors made by the proxy: {dict(tally.made_by_proxy)}")
@@ -180,7 +193,7 @@ def page(
     rows = "\n".join(
         f"| {each.at:.0f} s | "
         + " | ".join(f"{each.memory[name] / 1e6:.1f} MB, {each.files[name]}" for name in names)
-        + f" | {each.open_connections:g} |"
+        + f" | {each.open_connections:g} | {each.state / 1e6:.1f} MB |"
         for each in samples
     )
     return _PAGE.format(
@@ -190,6 +203,7 @@ def page(
         clients=clients,
         seconds=seconds,
         queries=tally.queries,
+        rate=tally.queries / seconds,
         differences=len(tally.differences),
         errors=sum(tally.made_by_proxy.values()),
         broken=len(tally.broken),
@@ -210,7 +224,7 @@ Mixed load for a long time: {clients} clients, each twice, direct and through a 
 that measures meanwhile. Both do the same seeded course of work, and every message that comes back has to be the
 same. Connections come, go and vanish all the time.
 
-Run of {date}, version {version}, seed {seed}, {seconds:.0f} s: **{queries:,} queries through the proxy, {differences}
+Run of {date}, version {version}, seed {seed}, {seconds:.0f} s: **{queries:,} queries through the proxy ({rate:.0f} a second, and as many direct), {differences}
 answers that differ from the direct ones, {errors} errors made by the proxy, {broken} broken connections.**
 
 {wrong}
@@ -219,10 +233,10 @@ answers that differ from the direct ones, {errors} errors made by the proxy, {br
 |---|---|
 {steps}
 
-Memory and open files of each process, and client connections that are open:
+Memory and open files of each process, client connections that are open, and what the state directory holds:
 
-| after | {names} | connections |
-|---|{rule}|---|
+| after | {names} | connections | state |
+|---|{rule}|---|---|
 {rows}
 """
 
