@@ -14,7 +14,7 @@ import numpy as np
 
 from learning.records import Trajectory
 from learning.registry import Registry, TemplateState
-from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, draw, neediest
+from learning.schedule import ENOUGH, ENOUGH_UNFILTERED, Candidate, backing, draw, neediest
 
 _AUDIT_AMONG = 50  # latest queries that an audit is drawn from, at least
 
@@ -90,7 +90,7 @@ class Chooser:
                 template=state.template.key,
                 context=context,
                 traffic=traffic,
-                labels=state.label_counts.get(context, 0),
+                labels=_labels(state, context),
                 enough=ENOUGH if state.confirmed.facts.filter_slots else ENOUGH_UNFILTERED,
                 seconds=state.label_seconds,
             )
@@ -115,3 +115,12 @@ class Chooser:
                 return found[0]
         recent = state.traffic.recent(context)
         return recent[int(self._rng.integers(len(recent)))] if recent else None
+
+
+def _labels(state: TemplateState, context: str) -> float:
+    """Return the labels that speak for a context: without a filter, those of larger k among them."""
+    own = state.label_counts.get(context, 0)
+    if state.confirmed is None or state.confirmed.facts.filter_slots or not own:
+        return own
+    nested = sum(count for other, count in state.label_counts.items() if int(other) > int(context))
+    return backing(own, nested)

@@ -98,7 +98,7 @@ def judge(
         if alike:
             cost = _shrunk_cost(cost, costs(wider.ms, groups), len(labels))
     if nested is not None and len(nested):
-        lower = _with_nested(labels, nested, arms, limits.caution)
+        lower = _with_nested(labels, nested, arms, limits)
     exact = np.array([arm.kind == "exact" for arm in arms])
     lower = np.where(exact, 1.0, lower)
     allowed = ~exact | (cost <= limits.exact_ms)
@@ -113,7 +113,7 @@ def judge(
     return Judged(ContextPolicy(arm, expected, len(labels)), float(cost[arm]), reached)
 
 
-def _with_nested(own: Evidence, nested: Evidence, arms: Sequence[Arm], caution: Caution) -> Floats:
+def _with_nested(own: Evidence, nested: Evidence, arms: Sequence[Arm], limits: Limits) -> Floats:
     """Return lower bounds of recall [arms] from both, never above what the own labels showed on average.
 
     The first ten of the five hundred rows that an arm returns are what it would have returned for LIMIT 10,
@@ -125,8 +125,8 @@ def _with_nested(own: Evidence, nested: Evidence, arms: Sequence[Arm], caution: 
     together = estimate(
         np.concatenate((own.recall, nested.recall)), np.concatenate((own.weight, nested.weight))
     )
-    lower = alone.lower(caution)
-    surer = np.maximum(lower, np.minimum(together.lower(caution), alone.mean))
+    lower = alone.lower(limits.caution, limits.target)
+    surer = np.maximum(lower, np.minimum(together.lower(limits.caution, limits.target), alone.mean))
     as_is = np.array([arm.kind == "as-is" for arm in arms])
     return np.where(as_is, lower, surer)
 

@@ -38,6 +38,7 @@ from learning.dialects import row_limit
 from learning.reasoning_bank import EQUAL
 from learning.records import Arm, ArmResult, Label, Lowered, Template, TemplatePolicy, Trust, context_key
 from learning.repetition import Asked, vector_name
+from learning.schedule import backing
 
 _Key = TypeVar("_Key", str, int)
 
@@ -79,8 +80,9 @@ class Options:
     learning_rate
         Share of a label's weight lost per `min_samples` newer labels; larger forgets faster.
     min_samples
-        Labels of one k before an unfiltered query is touched.  A target close to 1 needs ``2 / (1 -
-        target)``: with fewer, one unlucky query would use up half of what the target tolerates.
+        Labels of one k before an unfiltered query is touched, those of larger k that speak for it included
+        (`learning.schedule.backing`).  A target close to 1 needs ``2 / (1 - target)``: with fewer, one
+        unlucky query would use up half of what the target tolerates.
     max_patterns
         Bound of the ReasoningBank: the queries asked most are kept, then the newest.
     pattern_similarity
@@ -304,9 +306,11 @@ def _unfiltered(
     for label in labels:
         by_k.setdefault(label.k, []).append(label)
     needed = max(options.min_samples, math.ceil(2.0 / max(1.0 - options.target_recall, 1e-3) - 1e-6))
-    enough = {k: own for k, own in by_k.items() if len(own) >= needed}
+    nested = {k: _nested(labels, k) for k in by_k}
+    behind = {k: backing(len(own), len(nested[k])) for k, own in by_k.items()}
+    enough = {k: own for k, own in by_k.items() if behind[k] >= needed}
     if not enough:
-        most = max((len(own) for own in by_k.values()), default=0)
+        most = int(max(behind.values(), default=0))
         return _observe(template, facts, arms, options, f"{most} of the {needed} labels needed for one k")
     counts = Counter({k: traffic.get(str(k), len(own)) for k, own in enough.items()})
     main = max(enough, key=lambda k: (counts[k], k))
@@ -318,7 +322,7 @@ def _unfiltered(
             arms,
             limits,
             current=in_use.get(str(k)),
-            nested=_evidence(_nested(labels, k), arms, options),
+            nested=_evidence(nested[k], arms, options),
         )
         for k, own in enough.items()
     }

@@ -16,7 +16,8 @@ itself; another k's arm, its effort scaled to this k.
 
 Whatever is chosen, an index arm whose effort is below k would silently return too few rows: it is raised to
 a rung that is enough, in proportion to k where k lies above the evidence.  Where the ladder ends below k:
-None.
+None.  "As is" gives way likewise, while observing too, to the least arm that returns k rows
+(`learning.floors`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from learning.contexts import bucket
 from learning.curves import ladders
 from learning.density import Sketch
 from learning.dialects import row_limit
+from learning.floors import enough
 from learning.lookup import QueryLookup
 from learning.records import (
     Choice,
@@ -171,7 +173,7 @@ class _Prepared:
 
     def filtered(self, k: int, values: tuple[str | None, ...]) -> Choice | None:
         if self._observing:
-            return None
+            return self._floor(k)
         if None in values:
             return self._fallback(k, "filter value not known")
         key = context_key(k, values)
@@ -200,7 +202,7 @@ class _Prepared:
 
     def unfiltered(self, k: int, vector: NDArray[np.float32] | None) -> Choice | None:
         if self._observing:
-            return None
+            return self._floor(k)
         lookup = self.lookup
         if (
             lookup is not None
@@ -242,10 +244,19 @@ class _Prepared:
     def _fallback(self, k: int, reason: str) -> Choice | None:
         return self._choice(ContextPolicy(self.policy.fallback, -1.0, 0), self.policy.max_k, k, reason)
 
+    def _floor(self, k: int) -> Choice | None:
+        """Return the choice for a query that nothing but its k is known of; None: it has rows enough."""
+        index = enough(self.policy.floors, k)
+        if index is None or not 0 <= index < len(self.policy.arms):
+            return None
+        return Choice(self.policy.arms[index], self.policy.trust, None, "as many rows as are asked for")
+
     def _choice(self, context: ContextPolicy, evidence_k: int, k: int, reason: str) -> Choice | None:
         """Return the choice of a context's arm for `k`, the arm's effort raised where `k` needs it."""
         if not 0 <= context.arm < len(self.policy.arms):
             return None
+        if self.policy.arms[context.arm].kind == "as-is" and (floor := self._floor(k)) is not None:
+            return floor
         index = self._enough(context.arm, evidence_k, k)
         if index is None:
             return None

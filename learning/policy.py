@@ -20,7 +20,9 @@ from learning.dialects import AS_IS
 from learning.distillation import Options, distill
 from learning.drift import safe_arm
 from learning.feedback import Ratings, attainable
-from learning.records import ContextPolicy, Snapshot, TemplatePolicy, Trust
+from learning.floors import enough, floors
+from learning.inventory import Confirmed
+from learning.records import Arm, ContextPolicy, Snapshot, TemplatePolicy, Trust
 from learning.registry import TemplateState
 from learning.repetition import Asked, Repetition
 from learning.watch import Holding
@@ -68,8 +70,10 @@ def derivation(
         return counted.get(context, Asked())
 
     holding = state.watch.holding
-    return lambda: held(
-        distill(
+    least = _least(state.confirmed)
+
+    def derive() -> TemplatePolicy:
+        policy = distill(
             state.template,
             facts,
             arms,
@@ -79,9 +83,22 @@ def derivation(
             asked=asked,
             previous=previous,
             stopwatch=tolls.measure,
-        ),
-        holding,
-    )
+        )
+        return held(msgspec.structs.replace(policy, floors=least), holding)
+
+    return derive
+
+
+def _least(confirmed: Confirmed) -> tuple[tuple[int, int], ...]:
+    used = confirmed.used.get(confirmed.arms[0].name, ())
+    return floors(confirmed.arms, confirmed.indexes, confirmed.usual, used, confirmed.facts.rows)
+
+
+def wants_rows(state: TemplateState) -> bool:
+    """Tell whether an unmeasured template's queries ask for more rows than their index returns."""
+    if state.confirmed is None or (state.policy is not None and state.policy.trust is not Trust.OBSERVE):
+        return False
+    return enough(_least(state.confirmed), max(state.ks, default=1)) is not None
 
 
 def held(policy: TemplatePolicy, holding: Holding | None) -> TemplatePolicy:
@@ -111,6 +128,8 @@ def material(old: TemplatePolicy | None, new: TemplatePolicy) -> bool:
     if old is None or old.trust is not new.trust:
         return True
     if new.trust is Trust.OBSERVE:
+        if _floors(old) != _floors(new):
+            return True
         return left_alone(new) and old.reason != new.reason  # otherwise it still collects labels
     return _outline(old) != _outline(new) or _patterns_changed(old, new)
 
@@ -128,7 +147,12 @@ def _outline(policy: TemplatePolicy) -> tuple[object, ...]:
         _choices(policy.buckets),
         policy.min_k,
         policy.max_k,
+        _floors(policy),
     )
+
+
+def _floors(policy: TemplatePolicy) -> list[tuple[int, Arm]]:
+    return [(rows, policy.arms[number]) for rows, number in policy.floors]
 
 
 def _choices(contexts: Mapping[str, ContextPolicy] | Mapping[int, ContextPolicy]) -> dict[object, int]:

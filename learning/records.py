@@ -202,6 +202,12 @@ class TemplatePolicy(msgspec.Struct, frozen=True):
     max_k: int = 1 << 30
     outlook: tuple[ArmEstimate, ...] = ()  # by arm; for clients that ask for another target
     lowered: tuple[Lowered, ...] = ()  # the least target first
+    floors: tuple[tuple[int, int], ...] = ()  # rows that an arm returns at least, its number; "as is" first
+
+    @property
+    def serves(self) -> bool:
+        """Whether some query may get settings under this policy."""
+        return self.trust is not Trust.OBSERVE or bool(self.floors)
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -10,7 +10,9 @@ traffic:
 - a context that has `FIRST_LABELS` does not get its `PLENTY`-th before every context with traffic has as
   many;
 - a context with `ENOUGH` labels gets none; without a filter there is one context per k, and it gets many
-  more, because there the patterns of single queries are learned.
+  more, because there the patterns of single queries are learned;
+- what is measured for a large k counts for every smaller one too (`backing`), so that of several LIMITs in
+  one template the largest is measured first.
 
 Which arms.  Measuring every arm for every query would spend the budget on what nobody will choose:
 
@@ -45,6 +47,7 @@ JUDGED_AFTER, FULL_EVERY = 3, 20
 _TOO_DEAR, _DEARER_THAN_EXACT, _HOPELESS = 2.0, 1.2, 1.5
 _CONTEXTS = 1024
 _RECENT_PER_CONTEXT = 16
+_NESTED = 4.0
 _HALF_LIFE = 600.0  # seconds after which a query counts half
 _REMEMBERED = 25  # measurements per arm and context
 
@@ -100,9 +103,17 @@ class Candidate:
     template: str
     context: str
     traffic: float  # recent queries
-    labels: int
+    labels: float
     enough: int  # labels after which it gets no more
     seconds: float  # that a label of this template takes
+
+
+def backing(own: float, nested: float) -> float:
+    """Return the labels behind a k: its own, and those of larger k, which speak for it as well.
+
+    Other queries may be asked with a larger k, so each label of its own lends weight to `_NESTED` others.
+    """
+    return own + min(nested, _NESTED * own)
 
 
 def neediest(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -68,6 +68,7 @@ from learning.policy import (
     permitted,
     settled,
     summary,
+    wants_rows,
 )
 from learning.records import Snapshot, Template, TemplatePolicy, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
@@ -596,6 +597,8 @@ class Learner:
     async def _distil_loop(self) -> None:
         while True:
             for state in self._registry if self.leads else ():
+                if not state.labels and state.template.key in self._orphans:
+                    continue
                 if distil_due(state, time.monotonic(), self._config.learning.pattern_consolidation_interval):
                     await self._distil(state)
             if self.leads:
@@ -758,14 +761,17 @@ def distil_due(state: TemplateState, now: float, consolidate_after: float) -> bo
     """Tell whether there are new labels and the last distillation was long enough ago.
 
     Without new labels the traffic still changes, and with it what patterns are worth: after
-    `consolidate_after` seconds they are weighed, merged and pruned anew.
+    `consolidate_after` seconds they are weighed, merged and pruned anew.  Without any, there is something to
+    tell only where queries get fewer rows than they ask for.
     """
     if state.confirmed is None:
         return False
     if state.unpublished and state.watch.urgent:
         return True
-    if not state.labels or now < state.settled_at:
+    if now < state.settled_at:
         return False
+    if not state.labels:
+        return bool(state.unpublished) and wants_rows(state)
     if not state.unpublished:
         return now - state.distilled_at >= consolidate_after
     wait = _DISTIL_EVERY if state.unpublished >= ENOUGH_NEW else 1.0

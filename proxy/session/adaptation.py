@@ -230,7 +230,7 @@ class Adapter:
         """Tell whether queries of this kind get settings at all."""
         policy = self._optimizer.template(query.template.key)
         serves = self.enabled and not self.relay_only
-        return serves and policy is not None and policy.trust is not Trust.OBSERVE
+        return serves and policy is not None and policy.serves
 
     def bind(self, query: VectorQuery, parameters: Parameters, steering: Steering = NOTHING) -> BoundQuery:
         """Decode a query's arguments and choose its settings; `steering` is what the client has asked for."""

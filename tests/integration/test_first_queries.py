@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,30 @@ def test_no_query_is_worse_for_a_proxy_that_knows_nothing_yet(
             assert own.execute("SHOW hnsw.ef_search").fetchone() == ("200",)
             ours, theirs = recall(through, nearest), recall(alone, nearest)
             assert ours >= min(theirs, TARGET) - 0.005
+
+
+def test_a_limit_above_what_the_index_returns_gets_all_its_rows_though_nothing_was_measured(
+    postgres: EmbeddedPostgres, database: str, tmp_path: Path
+) -> None:
+    create_items(postgres.dsn(database))
+    hundred = ASK.replace("LIMIT 10", "LIMIT 100")
+    more = "starting_credit = 0\nbudget = 0.0\n"
+    with serving(tmp_path, ("127.0.0.1", postgres.port), more, postgres.uri()) as served:
+        served.wait_ready()
+        with (
+            served.connect(database, autocommit=True) as proxied,
+            served.connect(database, autocommit=True) as own,
+            psycopg.connect(postgres.dsn(database), autocommit=True) as direct,
+        ):
+            own.execute("SET hnsw.ef_search = 60")
+
+            def rows(connection: psycopg.Connection[tuple[object, ...]]) -> int:
+                return len(connection.execute(hundred, [text(QUERIES[0])]).fetchall())
+
+            assert rows(direct) <= 40
+            deadline = time.monotonic() + 120.0
+            while rows(proxied) < 100:  # until the learner has seen the index
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert rows(own) <= 60  # who has set it wins
+            assert ask(proxied, QUERIES[1]) == ask(direct, QUERIES[1])

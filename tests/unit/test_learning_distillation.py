@@ -446,3 +446,43 @@ def test_easier_queries_with_a_larger_k_promise_nothing() -> None:
     assert expected == pytest.approx(seen, abs=0.01)
     harder, _ = static_arm(several_ks(3, other_recall=-0.5))
     assert harder == static_arm(own)[0]
+
+
+def of_two_ks(small: int, large: int) -> list[Label]:
+    """Return labels with k = 10, and of others with k = 100, which say as much about k = 10."""
+    some, others = mixed_labels(small, 0), mixed_labels(large, 1)
+    return some + [
+        msgspec.structs.replace(
+            label, k=100, context="100", found=100,
+            results={n: ArmResult(r.recall, 100, r.ms) for n, r in label.results.items()},
+            smaller={10: {name: result.recall for name, result in label.results.items()}},
+        )
+        for label in others
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "trusted"),
+    [
+        (19, 99, []),  # 19 of its own lend weight to 76 others
+        (20, 99, ["10"]),
+        (0, 100, ["100"]),
+        (20, 100, ["10", "100"]),
+        (99, 1, ["10"]),
+        (99, 0, []),
+    ],
+)
+def test_labels_of_a_larger_k_count_and_each_k_is_trusted_by_itself(
+    small: int, large: int, trusted: list[str]
+) -> None:
+    policy = distill(T, facts(), ARMS, of_two_ks(small, large), {}, FREE)
+    assert sorted(policy.contexts) == trusted
+    assert (policy.trust == Trust.OBSERVE) == (not trusted)
+
+
+def test_a_k_with_few_labels_of_its_own_is_never_bolder_than_they_are() -> None:
+    known = of_two_ks(20, 200)
+    policy = distill(T, facts(), ARMS, known, {}, FREE)
+    own = [label for label in known if label.k == 10]
+    arm = policy.arms[policy.contexts["10"].arm]
+    assert arm.kind == "exact" or np.mean([label.results[arm.name].recall for label in own]) >= 0.98 - 1e-9
