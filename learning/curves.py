@@ -21,6 +21,7 @@ Rules
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,22 +74,36 @@ def evidence(
 ) -> Evidence:
     """Return the labels as arrays, ordered by time, gaps filled as the module's rules say."""
     ordered = sorted(labels, key=lambda label: label.timestamp)
-    recall = np.full((len(ordered), len(arms)), np.nan)
-    ms = np.full_like(recall, np.nan)
-    names = {arm.name: index for index, arm in enumerate(arms)}
-    for row, label in enumerate(ordered):
-        for name, result in label.results.items():
-            column = names.get(name)
-            if column is not None:
-                share = min(1.0, result.rows / label.found) if label.found and result.rows >= 0 else 1.0
-                recall[row, column] = min(result.recall, share) if label.found else 1.0
-                ms[row, column] = result.ms
+    recall, ms = _as_measured(ordered, arms)
     age = np.arange(len(ordered))[::-1] / max(1, min_samples)
     weight = (1.0 - min(learning_rate, 0.999)) ** age
     exact = [index for index, arm in enumerate(arms) if arm.kind == "exact"]
     recall[:, exact] = 1.0
     uniform = np.array([label.uniform for label in ordered], dtype=bool)
     return Evidence(_fill(recall, ladders(arms)), ms, weight, uniform)
+
+
+def _as_measured(labels: Sequence[Label], arms: Sequence[Arm]) -> tuple[Floats, Floats]:
+    """Return recall and milliseconds [n, arms], NaN where an arm was not run."""
+    nothing = (math.nan, -1, math.nan)
+    names = [arm.name for arm in arms]
+    measured = np.array(
+        [
+            [
+                (r.recall, r.rows, r.ms) if (r := label.results.get(name)) is not None else nothing
+                for name in names
+            ]
+            for label in labels
+        ],
+        dtype=np.float64,
+    ).reshape(len(labels), len(arms), 3)
+    recall, rows, ms = measured[..., 0], measured[..., 1], measured[..., 2]
+    found = np.array([label.found for label in labels], dtype=np.float64)[:, None]
+    share = np.where(rows >= 0, rows / np.maximum(found, 1.0), 1.0)
+    recall = np.where(
+        found > 0, np.minimum(recall, np.minimum(share, 1.0)), np.where(np.isnan(recall), recall, 1.0)
+    )
+    return recall, ms.copy()
 
 
 def _fill(recall: Floats, groups: Sequence[Sequence[int]]) -> Floats:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -316,15 +317,16 @@ def _unfiltered(
     main = max(enough, key=lambda k: (counts[k], k))
     limits = Limits(options.target_recall, CAUTION[options.optimize_for], options.max_exact_ms)
     in_use = _in_use(previous, arms)
+    known = {k: _evidence(own, arms, options) for k, own in enough.items()}
     judged = {
         k: judge(
-            _evidence(own, arms, options),
+            known[k],
             arms,
             limits,
             current=in_use.get(str(k)),
             nested=_evidence(nested[k], arms, options),
         )
-        for k, own in enough.items()
+        for k in enough
     }
     contexts = {str(k): one.policy for k, one in judged.items()}
     static = judged[main]
@@ -334,7 +336,7 @@ def _unfiltered(
     if not static.reached:
         reason += f"; no arm is sure to keep {options.target_recall:g}"
     told = asked(context_key(main, ())) if asked is not None else Asked()
-    outcome = _per_query(template, facts, arms, enough[main], options, told, previous, stopwatch)
+    outcome = _per_query(template, facts, arms, enough[main], known[main], options, told, previous, stopwatch)
     if isinstance(outcome, str):
         query, fallback, why = None, static.policy.arm, outcome
     else:
@@ -366,19 +368,21 @@ def _per_query(
     facts: TableFacts,
     arms: Sequence[Arm],
     labels: Sequence[Label],
+    known: Evidence,
     options: Options,
     asked: Asked,
     previous: TemplatePolicy | None,
     stopwatch: Stopwatch | None,
 ) -> Outcome | str:
-    """Return what choosing per query brings, or why it cannot be judged."""
+    """Return what choosing per query brings, or why it cannot be judged; `known` is what the labels say."""
     ordered = sorted(labels, key=lambda label: label.timestamp)[-calibration.MAX_TRAINING :]
     lengths = Counter(len(label.vector) for label in ordered if label.vector)
     length = lengths.most_common(1)[0][0] if lengths else 0
     seen = [label for label in ordered if label.vector and len(label.vector) == length]
     if len(seen) < max(options.min_samples, 2 * calibration.FOLDS):
         return f"only {len(seen)} labels have a vector"
-    known = _evidence(seen, arms, options)
+    if len(seen) < len(labels):
+        known = _evidence(seen, arms, options)
     cost = costs(known.ms, ladders(arms))
     cost[[i for i, arm in enumerate(arms) if arm.kind == "exact" and cost[i] > options.max_exact_ms]] = np.inf
     k = seen[0].k
@@ -415,11 +419,14 @@ def _distinct(vectors: Sequence[bytes], known: Evidence, asked: Asked, k: int, e
     names = [vector_name(vectors[group[0]]) for group in groups]
     counts = np.array([asked.counts.get(name, 0) for name in names], dtype=np.float64)
 
+    members = np.concatenate([np.array(group) for group in groups])
+    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
+
     def mean(values: Floats) -> Floats:
         """Average over each group, without what was not measured."""
-        certain = np.isfinite(values)
-        sums = np.array([np.where(certain[g], values[g], 0.0).sum(axis=0) for g in groups])
-        known_in = np.array([certain[g].sum(axis=0) for g in groups])
+        certain = np.isfinite(values[members])
+        sums = np.add.reduceat(np.where(certain, values[members], 0.0), starts, axis=0)
+        known_in = np.add.reduceat(certain.astype(np.float64), starts, axis=0)
         means: Floats = np.where(known_in > 0, sums / np.maximum(known_in, 1), np.nan)
         return means
 
@@ -445,7 +452,22 @@ def _sketch(
     if rows is None or rows.ndim != 2 or rows.shape[1] != dimensions or template.operator not in _DENSE:
         return None, None
     rows = np.ascontiguousarray(rows, dtype=np.float32)
-    return _prepared(_Rows(hashlib.blake2b(rows.data, digest_size=16).digest(), rows), euclidean)
+    return _prepared(_Rows(_digest(rows), rows), euclidean)
+
+
+_digests: dict[int, tuple[weakref.ref[NDArray[np.float32]], bytes]] = {}  # by id, of arrays that are alive
+
+
+def _digest(rows: NDArray[np.float32]) -> bytes:
+    """Return a digest of rows, computed once for the same array: there are 30 MB of them."""
+    known = _digests.get(id(rows))
+    if known is not None and known[0]() is rows:
+        return known[1]
+    for number in [number for number, (array, _) in _digests.items() if array() is None]:
+        _digests.pop(number, None)
+    digest = hashlib.blake2b(rows.data, digest_size=16).digest()
+    _digests[id(rows)] = (weakref.ref(rows), digest)
+    return digest
 
 
 @dataclass(frozen=True, slots=True)
