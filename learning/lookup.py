@@ -210,9 +210,10 @@ class QueryLookup:
 
     def choose(self, vector: Vectors) -> Found | None:
         """Return one query's arm and its expected recall, or None for a query unlike all that is known."""
-        found = self._repeated.get(vector_name(vector.tobytes()))
-        if found is not None:
-            return found
+        if self._repeated:
+            found = self._repeated.get(vector_name(vector.data))
+            if found is not None:
+                return found
         return self._default if self._model is None else self._model.choose(vector)
 
 
@@ -233,7 +234,6 @@ class _ModelLookup:
         # With the price taken off beforehand, the best arm is one argmax away.
         self._toll: list[float] = [policy.price * cost for cost in policy.costs]
         self._utility = (surface - self._toll).astype(np.float32)
-        self._steps = np.diff(self._utility, axis=0)
         self._grid: list[float] = grid.tolist()
         self._prior_weight = policy.prior_weight
         # The least likeness that still counts as near.
@@ -301,16 +301,25 @@ class _ModelLookup:
             if feature > knot:
                 z += bend * (feature - knot)
         alike *= alike
-        memory = alike.dot(self._memory)
-        utility = memory[1:] / (memory[0] + self._prior_weight)
-        self._add_surface(utility, z)
-        arm = int(utility.argmax())
-        recall: float = utility.item(arm) + self._toll[arm]
-        return Found(arm, min(1.0, max(0.0, recall)), repeated=False)
+        memory: list[float] = alike.dot(self._memory).tolist()
+        arm, utility = self._best(memory, z)
+        return Found(arm, min(1.0, max(0.0, utility + self._toll[arm])), repeated=False)
 
-    def _add_surface(self, utility: NDArray[np.float32], z: float) -> None:
+    def _best(self, memory: list[float], z: float) -> tuple[int, float]:
+        """Return the arm of the greatest utility, and that.
+
+        Twenty numbers: Python's own arithmetic takes less than arrays do, whose operations have to be fetched
+        from memory first, each of them.
+        """
         grid = self._grid
         left = min(max(bisect_left(grid, z) - 1, 0), len(grid) - 2)
         share = min(max((z - grid[left]) / (grid[left + 1] - grid[left]), 0.0), 1.0)
-        utility += self._utility[left]
-        utility += share * self._steps[left]
+        rest = 1.0 - share
+        below, above = self._utility[left : left + 2].tolist()
+        factor = 1.0 / (memory[0] + self._prior_weight)
+        utilities = [
+            factor * more + rest * low + share * high
+            for more, low, high in zip(memory[1:], below, above, strict=True)
+        ]
+        best = max(utilities)
+        return utilities.index(best), best

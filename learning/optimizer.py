@@ -141,8 +141,10 @@ class _Prepared:
             except (KeyError, ValueError, RuntimeError):  # RuntimeError: from the index
                 self.lookup = None
         self._observing = policy.trust == Trust.OBSERVE
+        self._arms = policy.arms
         self._ladder_of = {arm: ladder for ladder in ladders(policy.arms) for arm in ladder}
         self._memo: dict[int, Choice | None] = {}
+        self._looked_up: dict[int, bool] = {}  # by k: whether the query vector is looked up
         self._lowered: dict[int, _Prepared] = {}  # made when a client first asks
         self._by_values: dict[str, dict[int, ContextPolicy]] = {}
         self._contexts: dict[str, Choice | None] = {}
@@ -206,8 +208,8 @@ class _Prepared:
         lookup = self.lookup
         if (
             lookup is not None
-            and self._is_for(lookup.k, k)
             and vector is not None
+            and self._is_for(lookup.k, k)
             and len(vector) == lookup.dimensions
         ):
             try:
@@ -218,7 +220,7 @@ class _Prepared:
                 return self._fallback(k, "unlike every labelled query")
             arm, recall, repeated = chosen
             reason = "measured for this very query" if repeated else "chosen for this query vector"
-            return Choice(self.policy.arms[arm], Trust.QUERY, recall, reason)
+            return Choice(self._arms[arm], Trust.QUERY, recall, reason)
         if k not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
@@ -231,7 +233,14 @@ class _Prepared:
         An arm that was measured for a smaller k serves that k better than one chosen for a larger: with
         LIMIT 10 and LIMIT 500 in one template, ten rows must not cost what five hundred do.
         """
-        return k <= evidence_k and not any(k <= other < evidence_k for other in self._by_values.get("", {}))
+        known = self._looked_up.get(k)
+        if known is None:
+            if len(self._looked_up) >= _MEMO:
+                self._looked_up.clear()
+            others = self._by_values.get("", {})
+            known = k <= evidence_k and not any(k <= other < evidence_k for other in others)
+            self._looked_up[k] = known
+        return known
 
     def _static(self, k: int) -> Choice | None:
         known = self._by_values.get("", {})

@@ -27,10 +27,12 @@ WINDOW = 8192
 NAME = 16
 """Bytes of a `vector_name`."""
 
+_hash = hashlib.blake2b
 
-def vector_name(vector: bytes) -> bytes:
+
+def vector_name(vector: bytes | memoryview) -> bytes:
     """Return 16 bytes that stand for a query vector."""
-    return hashlib.blake2b(vector, digest_size=NAME).digest()
+    return _hash(vector, digest_size=NAME).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if out:
             client.transport.write(out)
+        if session.adapter.unsettled:
+            session.adapter.settle()
         if session.calling:
             client.serve_call()
         elif session.resend:

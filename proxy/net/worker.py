@@ -68,6 +68,7 @@ async def run(
     sys.setswitchinterval(_SWITCH_SECONDS)
     adapter = Adapter(metrics.counters, enabled=config.learning.enabled, interface=_interface(config))
     adapter.observe = metrics.observe
+    adapter.defers = True
     adapter.longest_message = int(config.limits.max_message * 1e6)
     if switch is not None:
         adapter.relay_only, adapter.throw = switch.on, switch.tell

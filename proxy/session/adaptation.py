@@ -38,6 +38,8 @@ from proxy.wire import framing
 AS_IS: Final = Arm(name="as is", settings=(), kind="as-is")
 _UNKNOWN: Final = Choice(arm=AS_IS, trust=Trust.OBSERVE, expected_recall=None, reason="no policy yet")
 
+_MAX_FORMS: Final = 1_000
+
 Parameters = Sequence[tuple[int, bytes | memoryview | None]]
 """Bound parameters: (format code, bytes); None is NULL."""
 
@@ -96,6 +98,44 @@ class BoundQuery:
         """What was really in force."""
         arm = self.choice.arm
         return arm if self.settings or not arm.settings else AS_IS
+
+
+class _Form:
+    """What all executions of a query have in common: its literals, and where its parameters belong."""
+
+    __slots__ = ("k", "offset", "parameters", "query", "raw_vector", "readable", "values")
+
+    def __init__(self, query: VectorQuery) -> None:
+        self.query = query
+        self.raw_vector: tuple[int, bytes] | None = None
+        self.k = self.offset = 0
+        self.values: list[Value | None] = []  # by slot; None for the vector and for parameters
+        self.parameters: list[tuple[int, int, str]] = []  # slot, parameter, role
+        self.readable = True  # nothing in it is of a form that is not known
+        for argument, slot in zip(query.arguments, query.template.slots, strict=True):
+            role, value = slot.role, argument.literal
+            self.values.append(None)
+            if argument.parameter is not None:
+                self.parameters.append((len(self.values) - 1, argument.parameter, str(role)))
+            elif value is None:
+                self.readable = False
+            elif role == "vector":
+                self.raw_vector = None if value.data is None else (value.format, value.data)
+            else:
+                self.values[-1] = value
+                if role == "limit" or role == "offset":
+                    number = _count(value)
+                    self.readable = self.readable and number is not None
+                    if role == "limit":
+                        self.k = number or 0
+                    else:
+                        self.offset = number or 0
+
+
+def _count(value: Value) -> int | None:
+    """Return a LIMIT or OFFSET; None where it is none that can be told."""
+    number = decode_limit(value)
+    return None if number is None or number < 0 else number
 
 
 class Outcome(NamedTuple):
@@ -180,6 +220,9 @@ class Adapter:
         self.throw: Callable[[bool, str], None] = lambda on, by: None  # tells the supervisor
         self.longest_message = framing.MAX_LENGTH + 1  # bytes that a client may send in one, header included
         self.accepted: set[Settings] = set()  # by the server, once at least
+        self._forms: dict[int, _Form] = {}  # by id of the query
+        self.defers = False  # whoever moves the bytes calls `settle` once they are away
+        self.unsettled: list[tuple[BoundQuery, Outcome]] = []  # executions that are over, not recorded yet
         self._switched_off: set[str] = set()
         self._optimizer = SearchOptimizer(Snapshot(version=0, created_at=0.0, templates={}))
         self._version = 0
@@ -260,9 +303,11 @@ class Adapter:
             self.counters.left_alone["ruvector.adaptive_search"] += 1
             return bound
         bound.policy_version = version
-        values = tuple(
-            _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
-        )
+        values: tuple[str | None, ...] = ()
+        if policy.filter_slots:
+            values = tuple(
+                _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
+            )
         vector = bound.vector if policy.query is not None else None
         choice = optimizer.optimize(key, vector, bound.k + bound.offset, values, steering.target_recall)
         if choice is not None and steering is not NOTHING:
@@ -278,41 +323,57 @@ class Adapter:
 
     def _decode(self, bound: BoundQuery, parameters: Parameters) -> bool:
         """Fill in vector, k, offset and values; False where the query's shape cannot be told."""
-        values: list[Value | None] = []
-        for slot, argument in zip(bound.query.template.slots, bound.query.arguments, strict=True):
-            if argument.parameter is None:
-                value = argument.literal
-                if value is None:
-                    return False
-                format_code, data = value.format, value.data
-            elif argument.parameter < len(parameters):
-                value = None
-                format_code, raw = parameters[argument.parameter]
-                data = raw if raw is None or type(raw) is bytes else bytes(raw)
-            else:
+        form = self._form(bound.query, prepared=bool(parameters))
+        if not form.readable:
+            return False
+        bound.k, bound.offset, bound.raw_vector = form.k, form.offset, form.raw_vector
+        values = form.values.copy()
+        for slot, number, role in form.parameters:
+            if number >= len(parameters):
                 return False  # Bind will fail; the server says so
-            role = slot.role
+            format_code, raw = parameters[number]
+            data = raw if raw is None or type(raw) is bytes else bytes(raw)
             if role == "vector":
                 bound.raw_vector = None if data is None else (format_code, data)
-                values.append(None)
                 continue
-            value = value or Value(format_code, data)
-            values.append(value)
+            value = values[slot] = Value(format_code, data)
             if role == "limit" or role == "offset":
-                number = decode_limit(value)
-                if number is None or number < 0:
+                count = _count(value)
+                if count is None:
                     return False
                 if role == "limit":
-                    bound.k = number
+                    bound.k = count
                 else:
-                    bound.offset = number
+                    bound.offset = count
         bound.values = tuple(values)
         return bound.k > 0
 
+    def _form(self, query: VectorQuery, *, prepared: bool) -> _Form:
+        """Return the form of a query, kept from one execution to the next where it has parameters."""
+        form = self._forms.get(id(query))
+        if form is None or form.query is not query:
+            form = _Form(query)
+            if prepared:
+                if len(self._forms) >= _MAX_FORMS:
+                    self._forms.clear()
+                self._forms[id(query)] = form  # which keeps the query, and so nothing else has its id
+        return form
+
     def finished(self, bound: BoundQuery, outcome: Outcome) -> None:
-        """Record one execution."""
+        """Take note of one execution; it is recorded at once, or by `settle`."""
         if self.relay_only:
             return
+        self.unsettled.append((bound, outcome))
+        if not self.defers or self.interface.report_query_id:
+            self.settle()
+
+    def settle(self) -> None:
+        """Record the executions that are over: what no client has to wait for."""
+        unsettled, self.unsettled = self.unsettled, []
+        for bound, outcome in unsettled:
+            self._record(bound, outcome)
+
+    def _record(self, bound: BoundQuery, outcome: Outcome) -> None:
         if outcome.error is None:
             self.observe(bound.table, bound.arm.name, bound.choice.trust, outcome.latency, bound.overhead)
         if outcome.latency >= self.slow_from:

@@ -375,7 +375,7 @@ class Session(Caller):
         self._take_note(statement)
         started = perf_counter()
         try:
-            parameters = framing.bind_parameters(data, position + 5, end)
+            parameters = framing.bound_values(data, name_end + 1, end)
         except ProtocolViolation:
             return self._restore()  # the server says what is wrong with it
         bound = self.adapter.bind(query, parameters, self._steering_of(statement))
@@ -567,7 +567,7 @@ class Session(Caller):
 
     def _take_note(self, statement: Statement) -> None:
         """Note what a statement does to the transaction, to settings and to prepared statements."""
-        if self._is_skipped:
+        if not does_something(statement) or self._is_skipped:
             return
         if statement.touches or statement.resets or statement.transaction is not None:
             self._note_steering(statement)
@@ -619,11 +619,15 @@ def is_plain(statement: Statement) -> bool:
     return (
         statement.vector is None
         and statement.reason is None
-        and not statement.controls_transaction
-        and not statement.touches
-        and not statement.resets
-        and not statement.drops_prepared
         and statement.rewritten is None
+        and not does_something(statement)
+    )
+
+
+def does_something(statement: Statement) -> bool:
+    """Tell whether a statement changes transaction, settings or prepared statements."""
+    return bool(
+        statement.controls_transaction or statement.touches or statement.resets or statement.drops_prepared
     )
 
 

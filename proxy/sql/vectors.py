@@ -12,7 +12,9 @@ does not (``[.5, +1]``) goes the slow way.
 
 from __future__ import annotations
 
+import math
 import struct
+import sys
 from typing import Final
 
 import numpy as np
@@ -24,6 +26,7 @@ from learning.records import Value
 MAX_DIMENSIONS: Final = 16_000
 """pgvector's limit for both types."""
 
+_SWAPPED: Final = sys.byteorder == "little"
 _HEADER: Final = struct.Struct("!hh")
 _INTEGERS: Final = {2: struct.Struct("!h"), 4: struct.Struct("!i"), 8: struct.Struct("!q")}
 _parser: Final = simdjson.Parser()  # keeps its buffer; one thread decodes
@@ -38,7 +41,10 @@ def decode_vector(format_code: int, data: bytes | memoryview) -> npt.NDArray[np.
         vector = _from_text(bytes(data)) if format_code == 0 else _from_binary(data)
     except (ValueError, struct.error, OverflowError):
         return None
-    if vector is None or not 0 < len(vector) <= MAX_DIMENSIONS or not np.isfinite(vector).all():
+    if vector is None or not 0 < len(vector) <= MAX_DIMENSIONS:
+        return None
+    # What is not a number is greatest and least at once.
+    if not math.isfinite(vector.item(vector.argmax())) or not math.isfinite(vector.item(vector.argmin())):
         return None
     return vector
 
@@ -49,7 +55,8 @@ def _from_binary(data: bytes | memoryview) -> npt.NDArray[np.float32] | None:
         return None
     size = len(data) - _HEADER.size
     if size == 4 * dimensions:
-        return np.frombuffer(data, ">f4", offset=_HEADER.size).astype(np.float32)
+        numbers = np.frombuffer(data, np.float32, offset=_HEADER.size)
+        return numbers.byteswap() if _SWAPPED else numbers
     if size == 2 * dimensions:
         return np.frombuffer(data, ">f2", offset=_HEADER.size).astype(np.float32)
     return None

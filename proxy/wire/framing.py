@@ -203,7 +203,11 @@ def bind_parameters(
         The body is malformed anywhere, or the numbers of format codes and parameters do not agree.
     """
     end = len(data) if end is None else end
-    position = c_string(data, c_string(data, start, end, "Bind")[1], end, "Bind")[1]
+    return bound_values(data, c_string(data, c_string(data, start, end, "Bind")[1], end, "Bind")[1], end)
+
+
+def bound_values(data: Bytes, position: int, end: int) -> list[tuple[int, memoryview | None]]:
+    """Return what `bind_parameters` does for a Bind whose names end at `position`; raises the same."""
     coded, codes = _count(data, position, end, "Bind")
     number, position = _count(data, codes + 2 * coded, end, "Bind")
     if coded > 1 and coded != number:
