@@ -248,8 +248,8 @@ class _ModelLookup:
         self.sketch_name: bytes | None = None
         self._sketch: Sketch | None = None
         self._floor = self._limit = math.inf
-        if "codes" not in extra:
-            self._projection = Projection(frame)
+        if "codes" not in extra:  # nothing but patterns to compare with: half of the directions are enough
+            self._projection = Projection(frame.first(COARSE))
             return
         scale, self._floor, self._limit = np.frombuffer(extra["density"], dtype="<f8").tolist()
         data = SketchData(extra["codes"], extra["cells"], scale, frame)

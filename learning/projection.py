@@ -11,7 +11,7 @@ spread, so that "near" means the same for every table.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,11 @@ class Frame:
     def dimensions(self) -> int:
         """Length of the vectors that can be projected."""
         return len(self.centre) // 4
+
+    def first(self, components: int) -> Frame:
+        """Return the frame of the first `components` directions, or of all if there are fewer."""
+        basis = np.frombuffer(self.basis, dtype="<f4").reshape(self.dimensions, -1)
+        return replace(self, basis=np.ascontiguousarray(basis[:, :components]).tobytes())
 
 
 def fit(vectors: Vectors, *, euclidean: bool) -> Frame:
