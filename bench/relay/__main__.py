@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench.embedded import FAST_SETTINGS, EmbeddedPostgres
 from bench.pooler import pgbouncer
 from bench.relay import bulk, idle, ordinary, report, vectors
+from bench.relay.forwarder import forwarder
 from bench.relay.results import DIRECT, PGBOUNCER, PROXY, TWO_WORKERS, Results
 from bench.relay.ways import Way, proxy
 
@@ -43,7 +44,7 @@ class Scale:
     rows: int = 20_000
     large_rows: int = 8_000  # of 1536 dimensions
     learning_seconds: float = 150.0
-    queries: int = 600  # a round
+    queries: int = 500  # a round
     idle: int = idle.WANTED
 
 
@@ -185,6 +186,7 @@ def _vectors(server: EmbeddedPostgres, scale: Scale, results: Results, step: Ste
         pooler = stack.enter_context(pgbouncer(server, directory, "session"))
         if pooler is not None:
             ways.append(Way(PGBOUNCER, pooler.port, (pooler.pid,)))
+        ways.append(stack.enter_context(forwarder(server.port)))
         plain = proxy(vectors.NOT_ADAPTED, "127.0.0.1", server.port, directory / "plain")
         ways.append(stack.enter_context(plain))
         adapting = stack.enter_context(

@@ -5,11 +5,14 @@ are known.  The server, pgbench and the hop share the machine.  Where a hop has 
 show: two cores are full before it has work for both.  So its scaling is measured a second time with every
 process of every hop held to the same small share of one core: then a hop is the narrow place, as it is on a
 machine with cores to spare, and two processes can show that they carry more than one.
+
+What server, pgbench and hop spend on a transaction says how many of them the cores can carry at most.
 """
 
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ import numpy as np
 
 from bench.embedded import EmbeddedPostgres
 from bench.relay.results import TWO_WORKERS, Results
-from bench.relay.ways import Way, cpu_share
+from bench.relay.ways import Way, cpu_seconds_of_family, cpu_share
 
 GROUP = "ordinary traffic"
 SCALING = "two workers"
@@ -46,9 +49,9 @@ def measure(
         command = [str(server.bin("pgbench")), "-n", "-S", "-M", mode, "-c", str(clients), "-j", "1"]
         command += ["-T", str(seconds), "-l", f"--sampling-rate={sampled:g}", "--log-prefix=log"]
         command += ["-h", "127.0.0.1", "-p", str(way.port), "-U", server.user, "postgres"]
-        before = way.cpu()
+        before = _spent(server, way)
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=directory)
-        spent = way.cpu() - before
+        hop, serving, asking = (now - then for now, then in zip(_spent(server, way), before, strict=True))
         found = TPS.search(done.stdout)
         if found is None:  # the time was over before all had connected
             return measure(server, way, mode, clients, 2 * seconds, sampled)
@@ -58,8 +61,17 @@ def measure(
     tps = float(found.group(1))
     latencies = np.array([int(line.split(" ", 3)[2]) for line in lines], dtype=np.float64)
     p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9])
-    cpu = {"cpu": 1000 * spent / (tps * seconds)} if way.processes else {}
-    return {"tps": tps, "p50": p50, "p99": p99, "p99.9": p999, **cpu}
+    per_thousand = 1000 / (tps * seconds)
+    cpu = {"cpu": hop * per_thousand} if way.processes else {}
+    others = {"server": serving * per_thousand, "pgbench": asking * per_thousand}
+    return {"tps": tps, "p50": p50, "p99": p99, "p99.9": p999, **cpu, **others}
+
+
+def _spent(server: EmbeddedPostgres, way: Way) -> tuple[float, float, float]:
+    """Return the processor time so far of the hop, the server, and all pgbench that were waited for."""
+    assert server.pid is not None
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return way.cpu(), cpu_seconds_of_family(server.pid), used.ru_utime + used.ru_stime
 
 
 def run(

@@ -13,12 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.relay import bulk, idle, ordinary, vectors
-from bench.relay.results import DIRECT, ORDER, PGBOUNCER, PROXY, TWO_WORKERS, Results
+from bench.relay.results import DIRECT, FORWARDER, ORDER, PGBOUNCER, PROXY, TWO_WORKERS, Results
 
 PAGE, PICTURE = "performance.md", "performance.png"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
-_COLOURS = {DIRECT: "#9aa0a6", PGBOUNCER: "#e9a13b", PROXY: "#30638e", TWO_WORKERS: "#1b9e77"}
+_COLOURS = {
+    DIRECT: "#9aa0a6",
+    PGBOUNCER: "#e9a13b",
+    FORWARDER: "#6a994e",
+    PROXY: "#30638e",
+    TWO_WORKERS: "#1b9e77",
+}
 _OTHER = "#d1495b"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -99,6 +105,7 @@ def markdown(results: Results) -> str:
     for title, table in (
         ("Ordinary traffic: pgbench -S", _ordinary(results, ordinary.GROUP)),
         ("Two workers, each process with the same share of a core", _ordinary(results, ordinary.SCALING)),
+        ("Who takes the processor", _accounts(results)),
         ("Many bytes, MB/s", _rates(results, bulk.GROUP, "MB/s", "CPU ms per MB")),
         ("A storm of connections", _rates(results, bulk.STORM, "connections/s", "CPU ms each")),
         ("Vector queries, microseconds", _added(results, vectors.GROUP)),
@@ -150,6 +157,24 @@ def _ordinary(results: Results, group: str) -> str:
     heads = ["", "way", "tps", "of pgbouncer's"]
     heads += [f"added {q}, us" for q in ("p50", "p99", "p99.9")] + ["CPU s per 1,000"]
     return _table(heads, rows, left=2) if rows else ""
+
+
+def _accounts(results: Results) -> str:
+    """Who spends what on pgbench's prepared transactions, and what that lets all cores carry."""
+    rows = []
+    for case in (case for case in results.cases(ordinary.GROUP) if case.startswith("prepared")):
+        bound = {}
+        for way in results.ways(ordinary.GROUP, case):
+            parts = [results.get(ordinary.GROUP, case, who, way) for who in ("server", "pgbench", "cpu")]
+            middle = [statistics.median(part) if part else 0.0 for part in parts]
+            if not middle[0]:
+                continue
+            bound[way] = 1000 / sum(middle)
+            share = bound[way] / bound[PGBOUNCER] if PGBOUNCER in bound else 0.0
+            cells = [f"{each:.3f}" if each else "-" for each in middle]
+            rows.append([case, way, *cells, f"{bound[way]:,.0f}", f"{share:.2f}" if share else "-"])
+    heads = ["", "way", "server", "pgbench", "hop", "transactions for a second of one core"]
+    return _table([*heads, "of pgbouncer's"], rows, left=2) if rows else ""
 
 
 def _rates(results: Results, group: str, unit: str, cpu: str) -> str:
@@ -237,13 +262,13 @@ def _by_clients(axes: Axes, results: Results, measure: str, title: str) -> None:
 
 def _by_case(axes: Axes, results: Results) -> None:
     cases = results.cases(vectors.GROUP)
-    ways = [PGBOUNCER, vectors.NOT_ADAPTED, PROXY]
+    ways = [PGBOUNCER, FORWARDER, vectors.NOT_ADAPTED, PROXY]
     for place, way in enumerate(ways):
         found = [results.added(vectors.GROUP, case, "p50", way) for case in cases]
         heights = [statistics.median(each) if each else 0.0 for each in found]
-        at = [number + (place - 1) * 0.27 for number in range(len(cases))]
+        at = [number + (place - 1.5) * 0.21 for number in range(len(cases))]
         label = "proxy, adapted" if way == PROXY else way
-        axes.bar(at, heights, 0.25, label=label, color=_COLOURS.get(way, _OTHER))
+        axes.bar(at, heights, 0.19, label=label, color=_COLOURS.get(way, _OTHER))
     axes.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases])
     axes.set_title("vector query: added p50 over direct, microseconds")
     if cases:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 DIRECT, PGBOUNCER, PROXY, TWO_WORKERS = "direct", "pgbouncer", "proxy", "proxy, 2 workers"
-ORDER = (DIRECT, PGBOUNCER, PROXY, TWO_WORKERS)
+FORWARDER = "forwarder"
+"""A Python process that passes bytes on and looks at none: the floor under the proxy."""
+ORDER = (DIRECT, PGBOUNCER, FORWARDER, PROXY, TWO_WORKERS)
 
 
 class Key(NamedTuple):

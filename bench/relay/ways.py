@@ -6,11 +6,12 @@ pgbouncer, or the proxy's workers.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def cpu_seconds(pid: int) -> float:
     """Return what all threads of a process have spent on a processor, in seconds."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) * 1e-9
+
+
+def cpu_seconds_of_family(pid: int) -> float:
+    """Return the processor time of a process, of its children that live, and of those that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ended = sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")  # cutime, cstime
+    total = ended + cpu_seconds(pid)
+    for child in children(pid):
+        with suppress(OSError):  # ended meanwhile
+            total += cpu_seconds(child)
+    return total
 
 
 def unique_memory(pid: int) -> int:
