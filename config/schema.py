@@ -426,7 +426,7 @@ class Learning(Section):
     )
     canary_seconds: float = option(
         60.0,
-        "Time after which a new policy serves all even where few queries were seen meanwhile.",
+        "Time after which a new policy serves all even where few queries were seen or audited meanwhile.",
         unit="seconds",
         live=True,
         downside="Short tells little where there is little traffic; long keeps an old policy for longer.",

@@ -10,6 +10,8 @@ pairs: of a recent query it is measured what either policy gives it, so that eas
     enough seen, nothing found         -> it serves all
     nobody asks, or time is up         -> likewise: a trial without traffic tells nothing
 
+A learner with little to spend on audits takes its time: the trial waits for them as long as it may last.
+
 Theory: two one-sided tests, Welch's of the mean logarithm of the latency (one number for "slower throughout"
 and "a few queries take ages") and a paired one of the mean audited recall, each against a margin that does
 not matter in practice; a policy that finds less and keeps the target all the same is what was wanted.
@@ -49,8 +51,6 @@ ENOUGH = 64
 """Queries that the new policy has to serve, ..."""
 ENOUGH_AUDITS = 32
 """... and queries of which the recall under both is known, before it may serve all."""
-PATIENCE = 20.0
-"""Seconds that a trial with enough queries waits for its audits."""
 NOBODY = 5.0
 """Seconds without a query after which a trial is over."""
 FIRST_REST, LAST_REST = 300.0, 24 * 3600.0
@@ -173,14 +173,13 @@ class Trial:
         level = self._recall_looks.level(self.lost.count)
         if level is not None and self._recalls_less(level):
             return Outcome.RECALL
-        if self._can_judge_latency or waited >= PATIENCE:
+        is_over = waited >= longest  # then what is known has to do
+        if self._can_judge_latency or is_over:
             level = self._ms_looks.level(min(self.new_ms.count, self.old_ms.count))
             if level is not None and not self._excused and self._is_slower(level):
                 return Outcome.LATENCY
-        seen = min(self.new_ms.count, self.old_ms.count) >= ENOUGH
-        if seen and (not self.wants_audits or waited >= PATIENCE):
-            return Outcome.PROMOTED
-        return Outcome.PROMOTED if now - self.asked >= NOBODY or waited >= longest else None
+        seen = min(self.new_ms.count, self.old_ms.count) >= ENOUGH and not self.wants_audits
+        return Outcome.PROMOTED if seen or is_over or now - self.asked >= NOBODY else None
 
     def _recalls_less(self, level: float) -> bool:
         """Tell whether the new policy misses more than the old one, and more than it may."""

@@ -1,4 +1,6 @@
-"""A deliberately poisoned policy: the learner is made to believe in the smallest ef_search, and takes it back.
+"""A deliberately poisoned policy: the learner is made to believe in an arm that is bad, and takes it back.
+
+The smallest ef_search finds too little, the exact search finds everything and takes its time.
 
 A real server, a real worker's relay, a real learner; only the computation of policies lies, from a moment on.
 """
@@ -31,18 +33,17 @@ from tests.integration.test_serve import until
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow]
 
 SEARCH = "SELECT id FROM items ORDER BY embedding <-> $1::vector LIMIT 10"
-LEAST = "ef=10"
 
 
-def poisoned(honest: TemplatePolicy) -> TemplatePolicy:
-    """Return a policy that gives every query the smallest effort, and claims that it finds everything."""
-    least = next(number for number, arm in enumerate(honest.arms) if arm.name == LEAST)
+def poisoned(honest: TemplatePolicy, name: str) -> TemplatePolicy:
+    """Return a policy that gives every query the arm of this name, and claims that it finds everything."""
+    bad = next(number for number, arm in enumerate(honest.arms) if arm.name == name)
     return msgspec.structs.replace(
         honest,
         trust=Trust.STATIC,
         reason="a lie",
-        fallback=least,
-        contexts={"10": ContextPolicy(least, 0.999, 1000)},
+        fallback=bad,
+        contexts={"10": ContextPolicy(bad, 0.999, 1000)},
         query=None,
     )
 
@@ -80,35 +81,43 @@ def linked(proxy: Proxy, path: Path) -> Iterator[None]:
         proxy.call(task.cancel)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize(
+    ("arm", "rows", "index", "fault"),
+    [
+        ("ef=10", 4000, "m = 4, ef_construction = 16", "recall"),
+        ("exact", 12_000, "m = 12, ef_construction = 40", "latency"),
+    ],
+)
 def test_it_is_withdrawn_by_itself(
     postgres: EmbeddedPostgres,
     tmp_path: Path,
     socket_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    arm: str,
+    rows: int,
+    index: str,
+    fault: str,
 ) -> None:
     lies = threading.Event()
     honest = policy.derivation
 
     def derivation(*given: object) -> Callable[[], TemplatePolicy]:
         derive = honest(*given)  # type: ignore[arg-type]
-        return lambda: poisoned(derive()) if lies.is_set() else derive()
+        return lambda: poisoned(derive(), arm) if lies.is_set() else derive()
 
     monkeypatch.setattr(worker, "derivation", derivation)
     # What notices drift would see it as well, in the end, and let other policies in without a trial.
     monkeypatch.setattr(Watch, "audited", lambda *given, **more: None)
     # On a slow machine audits take their time, and without them a trial would end in favour of the new policy.
-    monkeypatch.setattr(canary, "PATIENCE", 1e6)
     monkeypatch.setattr(canary, "NOBODY", 1e6)
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS poisoned WITH (FORCE)")
         connection.execute("CREATE DATABASE poisoned STRATEGY file_copy")
-    vectors = create_items(postgres.dsn("poisoned"), index=False)
+    vectors = create_items(postgres.dsn("poisoned"), rows, index=False)
     with psycopg.connect(postgres.dsn("poisoned"), autocommit=True) as connection:
-        connection.execute(
-            "CREATE INDEX ON items USING hnsw (embedding vector_l2_ops) WITH (m = 4, ef_construction = 16)"
-        )
+        connection.execute(f"CREATE INDEX ON items USING hnsw (embedding vector_l2_ops) WITH ({index})")
     config = configuration(
         postgres.uri("poisoned"),
         tmp_path,
@@ -142,7 +151,7 @@ def test_it_is_withdrawn_by_itself(
                     assert len(connection.execute(SEARCH, (text(vector),)).fetchall()) == 10
                 return condition()
 
-            until(step, 150)
+            until(step, 300)
 
         def trusted() -> bool:
             found = serving()
@@ -153,14 +162,14 @@ def test_it_is_withdrawn_by_itself(
             return learned and found is not None and found.trust is not Trust.OBSERVE and not on_trial
 
         def served() -> set[str]:
-            return {arm for _, arm in proxy.call(lambda: dict(proxy.counters.adapted))}
+            return {name for _, name in proxy.call(lambda: dict(proxy.counters.adapted))}
 
         traffic_until(trusted)
         lies.set()
-        traffic_until(lambda: outcome("rolled back: recall") >= 1.0)
-        assert LEAST in served()  # part of the traffic had it
+        traffic_until(lambda: outcome(f"rolled back: {fault}") >= 1.0)
+        assert arm in served()  # part of the traffic had it
         traffic_until(lambda: (found := serving()) is not None and found.reason != "a lie")
-        assert "the new policy is worse, rolled back: recall" in caplog.text
+        assert f"the new policy is worse, rolled back: {fault}" in caplog.text
         for _ in range(10):  # though the learner derives it again and again
             traffic_until(lambda: True)
             assert (found := serving()) is not None

@@ -12,9 +12,9 @@ import pytest
 from learning.canary import (
     ALPHA,
     ENOUGH,
+    ENOUGH_AUDITS,
     FIRST_REST,
     NOBODY,
-    PATIENCE,
     Canaries,
     Outcome,
     Trial,
@@ -126,12 +126,45 @@ def test_a_trial_ends_without_traffic_and_when_time_is_up() -> None:
     assert trial.verdict(160.0, 60.0) is Outcome.PROMOTED
 
 
-def test_audits_are_waited_for_but_not_for_long() -> None:
+def test_audits_are_waited_for_until_time_is_up() -> None:
+    trial = Trial(OLD, NEW, 0.0, old_version=6, new_version=7)
+    for second in range(60):
+        for number in range(2 * ENOUGH):
+            trial.served(6 + number % 2, 1.0, float(second))
+        assert trial.verdict(second + 0.5, 60.0) is None
+    assert trial.verdict(60.0, 60.0) is Outcome.PROMOTED
+
+
+def test_the_last_audit_ends_the_waiting() -> None:
     trial = Trial(OLD, NEW, 0.0, old_version=6, new_version=7)
     for number in range(2 * ENOUGH):
-        trial.served(6 + number % 2, 1.0, PATIENCE - 1)
-    assert trial.verdict(PATIENCE - 0.5, 60.0) is None
-    assert trial.verdict(PATIENCE, 60.0) is Outcome.PROMOTED
+        trial.served(6 + number % 2, 1.0, 30.0)
+    for _ in range(ENOUGH_AUDITS - 1):
+        trial.compared(1.0, 1.0)
+    assert trial.verdict(31.0, 60.0) is None
+    trial.compared(1.0, 1.0)
+    assert trial.verdict(31.0, 60.0) is Outcome.PROMOTED
+
+
+def test_a_policy_that_loses_rows_is_found_by_audits_that_come_late() -> None:
+    """A small budget: one audit every three seconds.  It would have been promoted after twenty."""
+    trial = Trial(OLD, NEW, 0.0, old_version=6, new_version=7)
+    ends = []
+    for second in range(120):
+        for number in range(10):
+            trial.served(6 + number % 2, 1.0, float(second))
+        if second % 3 == 0:
+            trial.compared(1.0, 0.5)
+        ends.append(trial.verdict(second + 0.5, 120.0))
+    assert next(end for end in ends if end) is Outcome.RECALL
+
+
+def test_a_slow_policy_without_any_audit_is_sent_back_when_time_is_up() -> None:
+    trial = Trial(OLD, NEW, 0.0, old_version=6, new_version=7)
+    for number in range(2 * ENOUGH):
+        trial.served(6 + number % 2, 1.0 + 9.0 * (number % 2), 59.0)
+    assert trial.verdict(59.5, 60.0) is None
+    assert trial.verdict(60.0, 60.0) is Outcome.LATENCY
 
 
 def test_queries_of_other_versions_do_not_count() -> None:
