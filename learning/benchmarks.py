@@ -208,16 +208,16 @@ async def _run(
 
 @asynccontextmanager
 async def under(server: Any, settings: Settings) -> AsyncIterator[None]:
-    """Open a transaction with settings; it is rolled back."""
+    """Open a transaction with settings; it is rolled back.
+
+    After an error, or when the client cancels, the benchmark's connection ends, and the transaction with it.
+    """
     transaction = server.transaction(readonly=True)
     await transaction.start()
-    try:
-        for name, value in settings:
-            await server.execute("SELECT set_config($1, $2, true)", name, value)
-        yield
-    finally:
-        if not server.is_closed():
-            await asyncio.shield(transaction.rollback())
+    for name, value in settings:
+        await server.execute("SELECT set_config($1, $2, true)", name, value)
+    yield
+    await transaction.rollback()
 
 
 class Progress:

@@ -89,19 +89,19 @@ class Service:
         """Nobody waits for the answer any more."""
         task = self._tasks.get((peer, frame.number))
         if task is not None:
-            task.cancel()
+            _cancel(task)
 
     def gone(self, peer: Peer) -> None:
         """A worker is gone."""
         for (owner, _), task in list(self._tasks.items()):
             if owner is peer:
-                task.cancel()
+                _cancel(task)
 
     async def close(self) -> None:
         """Cancel everything."""
         tasks = list(self._tasks.values())
         for task in tasks:
-            task.cancel()
+            _cancel(task)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self, ask: Ask, peer: Peer | _Nobody) -> None:
@@ -152,6 +152,12 @@ class Service:
             return await handler(ask, arguments, report)
         finally:
             self._long -= 1
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task once: a second time would disturb it while it puts a connection in order."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _finite(value: Any) -> Any:
