@@ -20,6 +20,7 @@ Rules
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -91,8 +92,7 @@ def for_text(reason: str | None) -> list[Advice]:
 
 def for_rejected(reason: str, table: str, column: str, operator: str) -> list[Advice]:
     """Return advice on a template that the server did not confirm, by the reason in words."""
-    opclass = OPCLASS.get(operator)
-    with_class = f" USING hnsw ({column}{' ' + opclass if opclass else ''})"
+    with_class = f" USING hnsw ({column}{_opclass(reason, column, operator)})"
     if "no vector index on" in reason and "serves" in reason:
         return [
             Advice(
@@ -110,15 +110,24 @@ def for_rejected(reason: str, table: str, column: str, operator: str) -> list[Ad
     return []
 
 
-OPCLASS: Mapping[str, str] = {
-    "<->": "vector_l2_ops",
-    "<=>": "vector_cosine_ops",
-    "<#>": "vector_ip_ops",
-    "<+>": "vector_l1_ops",
-    "<~>": "bit_hamming_ops",
-    "<%>": "bit_jaccard_ops",
+OPCLASS: Mapping[str, tuple[str, str]] = {
+    "<->": ("vector", "l2_ops"),
+    "<=>": ("vector", "cosine_ops"),
+    "<#>": ("vector", "ip_ops"),
+    "<+>": ("vector", "l1_ops"),
+    "<~>": ("bit", "hamming_ops"),
+    "<%>": ("bit", "jaccard_ops"),
 }
-"""pgvector's operator class for each operator, for columns of its ordinary types."""
+"""For each of pgvector's operators its ordinary type, and its operator class without the type."""
+
+
+def _opclass(reason: str, column: str, operator: str) -> str:
+    """Return the operator class for a column, a blank in front; the reason says of which type it is."""
+    if operator not in OPCLASS:
+        return ""
+    usual, name = OPCLASS[operator]
+    said = re.search(rf"\({re.escape(column)} (vector|halfvec|sparsevec|bit)\)", reason)
+    return f" {said[1] if said else usual}_{name}"
 
 
 def for_table(view: TableView, arms: Sequence[Arm], labels: Sequence[Label], target: float) -> list[Advice]:

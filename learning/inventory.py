@@ -87,6 +87,7 @@ class _Relation:
     rows: float
     inherited: bool
     column: int
+    type: str = ""  # of the column
 
     @property
     def qualified(self) -> str:
@@ -256,15 +257,16 @@ async def _reject_protected(session: Session, plan: Plan, relation: _Relation) -
 
 async def _indexes(session: Session, template: Template, relation: _Relation) -> list[IndexInfo]:
     rows = await session.catalog(_INDEXES, str(relation.oid), str(relation.column), list(VECTOR_METHODS))
+    named = f"{template.column} {relation.type}".strip()
     if not rows:
-        raise _RejectError(f"there is no vector index on {relation.qualified} ({template.column})")
+        raise _RejectError(f"there is no vector index on {relation.qualified} ({named})")
     if not any(row["valid"] for row in rows):
-        raise _RejectError(f"the vector index on {relation.qualified} ({template.column}) is not valid yet")
+        raise _RejectError(f"the vector index on {relation.qualified} ({named}) is not valid yet")
     found = [_index(row) for row in rows if row["valid"] and template.operator in row["operators"]]
     if not found:
         offered = ", ".join(sorted({name for row in rows for name in row["operators"]}))
         raise _RejectError(
-            f"no vector index on {relation.qualified} ({template.column}) serves {template.operator}; "
+            f"no vector index on {relation.qualified} ({named}) serves {template.operator}; "
             f"those there serve {offered}"
         )
     return found
@@ -421,10 +423,11 @@ WHERE s.category LIKE 'Query Tuning%' OR n IN ('work_mem', 'hash_mem_multiplier'
 """
 _RELATION = """
 SELECT c.oid::int8 AS oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind, c.reltuples AS rows,
-       c.relhassubclass AS inherited, coalesce(a.attnum, 0) AS "column"
+       c.relhassubclass AS inherited, coalesce(a.attnum, 0) AS "column", coalesce(t.typname, '') AS type
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2::text AND a.attnum > 0 AND NOT
-a.attisdropped WHERE c.oid = $1::text::oid
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = $2::text AND a.attnum > 0
+  AND NOT a.attisdropped
+LEFT JOIN pg_type t ON t.oid = a.atttypid WHERE c.oid = $1::text::oid
 """
 _NAMED = "SELECT pg_catalog.to_regclass($1::pg_catalog.text)::pg_catalog.oid::pg_catalog.text AS oid"
 # A superuser must not run what somebody else has written; other roles risk no more than what they may read.

@@ -52,6 +52,20 @@ def test_operator_that_does_not_match_the_opclass_is_told_which_would() -> None:
     assert missing.code == "no-index"
 
 
+@pytest.mark.parametrize(
+    ("kind", "operator", "opclass"),
+    [("halfvec", "<=>", "halfvec_cosine_ops"), ("sparsevec", "<->", "sparsevec_l2_ops"), ("bit", "<~>", "bit_hamming_ops"),
+     ("vector", "<#>", "vector_ip_ops"), ("embedding", "<->", "vector_l2_ops")],
+)  # fmt: skip
+def test_operator_class_is_that_of_the_columns_type(kind: str, operator: str, opclass: str) -> None:
+    for reason in (
+        f"there is no vector index on public.items (embedding {kind})",
+        f"no vector index on public.items (embedding {kind}) serves {operator}; those there serve <+>",
+    ):
+        (advice,) = for_rejected(reason, "public.items", "embedding", operator)
+        assert f"USING hnsw (embedding {opclass})" in advice.text
+
+
 def test_limit_above_ef_search_is_named_with_both_numbers() -> None:
     (advice,) = for_table(view(), (), labels({"as is": (0.08, 40)}, 500), 0.98)
     assert advice.text.startswith("LIMIT 500 with ef_search 40 can return at most 40 rows")
