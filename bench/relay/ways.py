@@ -74,7 +74,7 @@ def children(pid: int) -> dict[int, str]:
     for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         try:
             words = Path(f"/proc/{number}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
             continue
         found[int(number)] = b" ".join(words).decode(errors="replace")
     return found
