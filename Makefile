@@ -56,8 +56,8 @@ charts: $(DEV) ## the Helm chart, rendered and checked, and the Dockerfile, lint
 screenshots: $(DEV) ## the pictures in docs/dashboard.md, from a live run in headless Chromium
 	@SCREENSHOTS=$(CURDIR)/docs/dashboard $(BIN)/python -m pytest tests/integration/test_dashboard.py
 
-fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 for each
-	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60)
+fuzz: $(DEV) ## coverage-guided fuzzing of every decoder and of the session, SECONDS=60 of CPU for each, into docs/fuzzing.md
+	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) --jobs $(or $(JOBS),1) --write docs/fuzzing.md
 
 corpus: $(DEV) ## PostgreSQL's regression suite and 100,000 texts made of it, byte for byte through the session
 	@$(BIN)/python -m tests.corpus

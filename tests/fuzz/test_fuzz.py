@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.__main__ import CORPUS, ROOT, names
+from tests.fuzz.__main__ import CORPUS, ROOT, Run, figures, names, page
 from tests.fuzz.targets import TARGETS, fuzz_planted
 
 RUNS = {"session": 100, "recogniser": 300}
@@ -49,6 +49,17 @@ def test_a_planted_fault_is_found_and_can_be_replayed(tmp_path: Path) -> None:
     assert str(finding) in done.stdout
     with pytest.raises(AssertionError):
         fuzz_planted(finding.read_bytes())
+
+
+def test_the_page_adds_up_what_was_spent() -> None:
+    first = page([Run("startup", 60.0, 1000, 70, 0), Run("session", 3000.0, 20_000, 4000, 1)])
+    second = page([*figures(first), Run("startup", 40.0, 500, 80, 0)])
+    assert figures(second) == [Run("session", 3000, 20_000, 4000, 1), Run("startup", 100, 1500, 80, 0)]
+    assert "**3,100 CPU seconds, 21,500 inputs tried, 1 findings.**" in second
+
+
+def test_the_page_has_nothing_but_targets() -> None:
+    assert {run.target for run in figures((ROOT / "docs" / "fuzzing.md").read_text())} <= set(TARGETS)
 
 
 def fuzz(name: str, runs: int, directory: Path) -> subprocess.CompletedProcess[str]:
