@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak bench bench-proxy bench-index bench-sql bench-replicas bench-rolling bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak licences bench bench-proxy bench-index bench-sql bench-replicas bench-rolling bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -67,6 +67,9 @@ chaos: $(DEV) ## every fault under load, into docs/chaos.md; SEED=1 (ten minutes
 
 soak: $(DEV) ## mixed load for SECONDS=3600, direct and proxied, into docs/soak.md: nothing may differ or grow
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),3600) --seed $(or $(SEED),1) --write docs/soak.md
+
+licences: $(DEV) ## the licence of everything that is installed with the product, into docs/licences.md
+	@$(BIN)/python -m tests.licences
 
 bench: $(DEV) ## what the proxy brings, and where it does not, on real data (20 minutes; ONLY=..., QUICK=1, DATA=...)
 	@$(BIN)/python -m bench.suite $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data $(DATA))
