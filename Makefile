@@ -8,7 +8,7 @@ DEMO    := .venv/.installed-demo
 HINT    := echo "If it was hnswlib that failed: it is compiled here, with a C++ compiler and Python's headers;"; \
            echo "on Debian or Ubuntu: apt-get install g++ python3-dev"; exit 1
 
-.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak licences bench bench-proxy bench-index bench-sql bench-replicas bench-rolling bench-replay clean
+.PHONY: help demo test lint types unit integration differential conformance charts screenshots fuzz corpus chaos soak licences audit bench bench-proxy bench-index bench-sql bench-replicas bench-rolling bench-replay clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -71,6 +71,10 @@ soak: $(DEV) ## mixed load for SECONDS=3600, direct and proxied, into docs/soak.
 licences: $(DEV) ## the licence of everything that is installed with the product, into docs/licences.md
 	@$(BIN)/python -m tests.licences
 
+audit: $(DEV) ## known vulnerabilities of what is installed (pip-audit, which asks PyPI); says what it could not look up
+	@test -x .audit/bin/pip-audit || { python3 -m venv .audit && .audit/bin/pip install --disable-pip-version-check --quiet pip-audit; }
+	@$(BIN)/python -m tests.audit .audit/bin/pip-audit
+
 bench: $(DEV) ## what the proxy brings, and where it does not, on real data (20 minutes; ONLY=..., QUICK=1, DATA=...)
 	@$(BIN)/python -m bench.suite $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data $(DATA))
 
@@ -94,7 +98,7 @@ bench-rolling: $(DEV) ## a rolling update: an older commit and today's program s
 	@$(BIN)/python -m bench.rolling
 
 clean: ## remove what was built, measured and installed here
-	rm -rf .venv .conformance .demo .replay .bench demo-results build dist *.egg-info
+	rm -rf .venv .audit .conformance .demo .replay .bench demo-results build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
