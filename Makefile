@@ -75,10 +75,10 @@ audit: $(DEV) ## known vulnerabilities of what is installed (pip-audit, which as
 	@test -x .audit/bin/pip-audit || { python3 -m venv .audit && .audit/bin/pip install --disable-pip-version-check --quiet pip-audit; }
 	@$(BIN)/python -m tests.audit .audit/bin/pip-audit
 
-bench: $(DEV) ## what the proxy brings, and where it does not, on real data (20 minutes; ONLY=..., QUICK=1, DATA=...)
+bench: $(DEV) ## what the proxy brings, and where it does not, on real data (25 minutes; ONLY=..., QUICK=1, DATA=...)
 	@$(BIN)/python -m bench.suite $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data $(DATA))
 
-bench-proxy: $(DEV) ## what the hop costs, beside direct and pgbouncer (20 minutes; QUICK=1, ONLY=..., DOCS=1)
+bench-proxy: $(DEV) ## what the hop costs, beside direct and pgbouncer (a quarter of an hour; QUICK=1, ONLY=..., DOCS=1)
 	@$(BIN)/python -m bench.relay $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(DOCS),--docs)
 
 bench-index: $(DEV) ## HNSW and IVFFlat on one column: which is chosen for which query, at what price

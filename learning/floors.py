@@ -62,8 +62,11 @@ def floors(
     if least is None:
         return ()
     found = [(least, 0)]
-    possible = sorted((_rows(arm, lists, rows), arm.effort, number) for number, arm in enumerate(arms)
-                      if arm.kind == method and arm.effort)  # fmt: skip
+    possible = sorted(
+        (_rows(arm, lists, rows), arm.effort, number)
+        for number, arm in enumerate(arms)
+        if arm.kind == method and arm.effort
+    )
     for enough, _, number in possible:
         if enough > found[-1][0]:
             found.append((enough, number))

@@ -254,9 +254,8 @@ class Upstream:
         session = Session(connection, Binder(connection))
         session.default_path = await connection.fetchval("SHOW search_path")
         await connection.execute(f"SET search_path = {OWN_PATH}")
-        if await session.catalog(
-            _PATH_OF_ROLE
-        ):  # the application has another role, to which it does not apply
+        if await session.catalog(_PATH_OF_ROLE):
+            # The application has another role, to which this one's setting does not apply.
             session.default_path = '"$user", public'
         session.ping = await connection.prepare("SELECT")
         for _ in range(3):

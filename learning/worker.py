@@ -598,7 +598,7 @@ class Learner:
         while True:
             for state in self._registry if self.leads else ():
                 if not state.labels and state.template.key in self._orphans:
-                    continue
+                    continue  # what was learned before serves on
                 if distil_due(state, time.monotonic(), self._config.learning.pattern_consolidation_interval):
                     await self._distil(state)
             if self.leads:

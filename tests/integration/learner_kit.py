@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -19,6 +20,7 @@ from config.schema import Config
 from learning.channel import Frame, FrameReader, Hello, Publish, TemplateSeen, TrajectoryBatch, encode
 from learning.metrics import LearnerMetrics
 from learning.records import Settings, Snapshot, Template, TemplatePolicy, Trajectory, Trust, Value
+from learning.upstream import Session, Upstream
 from learning.worker import run
 from proxy.sql import Recogniser, Scope
 
@@ -27,6 +29,19 @@ Vectors = NDArray[np.float32]
 DIMENSIONS = 32
 UNFILTERED = "SELECT id FROM items ORDER BY embedding <-> $1 LIMIT 10"
 FILTERED = "SELECT id FROM items WHERE section = $2 ORDER BY embedding <-> $1 LIMIT 10"
+
+
+def connected(postgres: EmbeddedPostgres, database: str, work: Callable[[Session], Awaitable[Any]]) -> Any:
+    """Run `work` with a side connection to the database."""
+
+    async def scenario() -> Any:
+        upstream = Upstream(postgres.uri())
+        try:
+            return await work(await upstream.session(database))
+        finally:
+            await upstream.close()
+
+    return asyncio.run(scenario())
 
 
 def clustered(rows: int, *, seed: int = 0, dimensions: int = DIMENSIONS) -> Vectors:

@@ -39,6 +39,7 @@ from tests.integration.learner_kit import (
     UNFILTERED,
     Vectors,
     clustered,
+    connected,
     create_items,
     query,
     template,
@@ -48,19 +49,6 @@ from tests.integration.learner_kit import (
 pytestmark = pytest.mark.integration
 
 QUERY = clustered(60)[3] + 0.3
-
-
-def connected(postgres: EmbeddedPostgres, database: str, work: Callable[[Session], Awaitable[Any]]) -> Any:
-    """Run `work` with a side connection to the database."""
-
-    async def scenario() -> Any:
-        upstream = Upstream(postgres.uri())
-        try:
-            return await work(await upstream.session(database))
-        finally:
-            await upstream.close()
-
-    return asyncio.run(scenario())
 
 
 async def confirmed(session: Session, found: Template, sample: Trajectory) -> Confirmed:

@@ -7,8 +7,6 @@ itself, calls.  Each stand-in raises an error, so that one that is called is see
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import numpy as np
 import psycopg
@@ -22,8 +20,16 @@ from learning.probe import Probed, measure_one, measure_together
 from learning.records import Template, Trajectory, Value
 from learning.schedule import LabelPlan
 from learning.tablestats import sketch
-from learning.upstream import Session, Upstream
-from tests.integration.learner_kit import FILTERED, UNFILTERED, clustered, create_items, query, template
+from learning.upstream import Session
+from tests.integration.learner_kit import (
+    FILTERED,
+    UNFILTERED,
+    clustered,
+    connected,
+    create_items,
+    query,
+    template,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -77,19 +83,6 @@ def execute(postgres: EmbeddedPostgres, database: str, *statements: str) -> None
     with psycopg.connect(postgres.dsn(database), autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement)
-
-
-def connected(postgres: EmbeddedPostgres, database: str, work: Callable[[Session], Awaitable[Any]]) -> Any:
-    """Run `work` with a side connection to the database."""
-
-    async def scenario() -> Any:
-        upstream = Upstream(postgres.uri())
-        try:
-            return await work(await upstream.session(database))
-        finally:
-            await upstream.close()
-
-    return asyncio.run(scenario())
 
 
 async def current(session: Session) -> str:
