@@ -51,6 +51,7 @@ from learning.upstream import UnavailableError
 DATABASE, STORE = "demo", "learned"
 ROWS, REPLICAS, K = 6000, 3, 10
 QUERY = f"SELECT id FROM items ORDER BY embedding <=> $1 LIMIT {K}"
+_HANG = 30.0  # seconds without an answer
 _LEADS = re.compile(r"this replica leads \(term (\d+)\)")
 
 
@@ -103,20 +104,24 @@ class Client:
                 await asyncio.sleep(0.05)
                 continue
             try:
-                statement = await _prepared(connection)
+                async with asyncio.timeout(_HANG):
+                    statement = await _prepared(connection)
                 while True:
-                    rows = await statement.fetch(random.choice(self._queries))
+                    rows = await statement.fetch(random.choice(self._queries), timeout=_HANG)
                     assert len(rows) == K
                     self.answered += 1
                     await asyncio.sleep(0.1)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # of any kind: a client that ended would see no more of what is wrong
                 self._count("asking", error)
             finally:
                 connection.terminate()
 
     def _count(self, doing: str, error: BaseException) -> None:
         state = getattr(error, "sqlstate", None)
-        self.errors[f"{doing}: {state or 'connection lost'}"] += 1
+        if state is None:
+            lost = isinstance(error, OSError | asyncpg.InterfaceError) and not isinstance(error, TimeoutError)
+            state = "connection lost" if lost else f"{type(error).__name__} {error}"[:80]
+        self.errors[f"{doing}: {state}"] += 1
 
 
 class Asks(Protocol):

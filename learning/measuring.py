@@ -180,7 +180,9 @@ class Measuring:
             rest = await self._step()
             if rest is None:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), _IDLE)
+                    # Not wait_for: before Python 3.12 it loses a cancellation that comes as the event does.
+                    async with asyncio.timeout(_IDLE):
+                        await self._work.wait()
             await self._rest(rest or 0.0)
 
     async def _rest(self, seconds: float) -> None:

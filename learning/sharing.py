@@ -159,15 +159,20 @@ class Sharing:
             self._awake.clear()
             pause = await self._tried()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._awake.wait(), pause)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes as the event does.
+                async with asyncio.timeout(pause):
+                    await self._awake.wait()
 
     async def close(self) -> None:
         """Write what is new, give the lease back, and leave."""
-        with contextlib.suppress(UnavailableError, FencedError, TimeoutError, SchemaError):
-            async with asyncio.timeout(2.0):
+        try:
+            async with asyncio.timeout(_PATIENCE):
                 await self._round()
                 if self._term is not None:
                     await self._shared.release(self._term)
+        except (UnavailableError, FencedError, TimeoutError, SchemaError) as error:
+            words = str(error) or f"it did not answer within {_PATIENCE:g} s"
+            log.warning("what is new could not be left in the shared store: %s", words)
         await self._shared.close()
 
     async def _tried(self) -> float:

@@ -298,7 +298,8 @@ class Child:
             delay = back_off.after(time.monotonic() - started)
             logger.error("%s %s; starting it again in %.1f s", self.name, outcome, delay)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._stopping.wait()
 
     async def _live(self) -> str:
         """Run the process once; return in words how it ended."""

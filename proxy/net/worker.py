@@ -193,7 +193,8 @@ async def _retire(connections: set[ClientConnection], seconds: float, stop: asyn
     deadline = asyncio.get_running_loop().time() + seconds
     while connections and not stop.is_set() and asyncio.get_running_loop().time() < deadline:
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _RETIRE_STEP_SECONDS)
+            async with asyncio.timeout(_RETIRE_STEP_SECONDS):
+                await stop.wait()
 
 
 async def _drain(connections: set[ClientConnection], timeout: float) -> None:

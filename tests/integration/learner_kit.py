@@ -221,4 +221,4 @@ async def learner(
     finally:
         await worker.close()
         stop.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
