@@ -47,6 +47,9 @@ _ROUNDS = 8  # of k-means
 MAX_ROWS = 200_000
 """Rows kept at most."""
 
+OPERATORS = frozenset({"<->", "<=>", "<#>"})
+"""Those whose distances a sketch can compute."""
+
 _RANKS = (0, 1, 4, 9, 19, 31)
 _PICKED = np.array((*_RANKS, 9, 31, NEIGHBOURS))  # distances by rank, two reaches, the energy left over
 _GAPS = slice(len(_RANKS), len(_RANKS) + 2)  # the two reaches, from which the nearest distance is taken off
@@ -72,6 +75,11 @@ class SketchData:
         key = f"{self.scale!r} {self.frame.unit!r} {self.frame.euclidean}".encode()[:64]
         parts = self.codes + self.cells + self.frame.basis + self.frame.centre
         return hashlib.blake2b(parts, digest_size=16, key=key).digest()
+
+
+def is_euclidean(operator: str) -> bool:
+    """Tell whether lengths of vectors count under an operator; for all others they are normalised."""
+    return operator == "<->"
 
 
 def prepare(rows: Vectors, *, euclidean: bool) -> SketchData | None:

@@ -17,9 +17,7 @@ for less.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,16 +26,25 @@ from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from learning import calibration, density
+from learning import calibration, density, lookup
 from learning.calibration import Goal, Outcome, Queries, Stopwatch
 from learning.contexts import Limits, bucket, judge, judge_filtered
 from learning.curves import Caution, Evidence, Floats, costs, evidence, ladders
 from learning.density import Sketch, SketchData
 from learning.dialects import row_limit
 from learning.reasoning_bank import EQUAL
-from learning.records import Arm, ArmResult, Label, Lowered, Template, TemplatePolicy, Trust, context_key
+from learning.records import (
+    Arm,
+    ArmResult,
+    Label,
+    Lowered,
+    QueryPolicy,
+    Template,
+    TemplatePolicy,
+    Trust,
+    context_key,
+)
 from learning.repetition import Asked, vector_name
 from learning.schedule import backing
 
@@ -63,9 +70,6 @@ FILTERED_CAUTION: Mapping[OptimizeFor, Caution] = {**CAUTION, "balanced": Cautio
 
 LOWER_TARGETS = (0.6, 0.8, 0.9, 0.95)
 """Targets below a filtered template's own for which choices are made as well: a client may ask for less."""
-
-_EUCLIDEAN = "<->"
-_DENSE = frozenset({"<->", "<=>", "<#>"})  # operators whose distances a sketch can compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class Options:
         each do. Filtered contexts are always held one by one.
     max_exact_ms
         Exact search is not chosen where it costs more.
+    sketch
+        Whether the density of the table may be looked at.
     repeat_ms, lookup_ms, sketch_ms
         What choosing per query costs in the proxy: recognising a repeated query, and more for a new one,
         without the sketch and with it.  Each must be earned back.  Used where no stopwatch measures them.
@@ -109,6 +115,7 @@ class Options:
     seed: int = 0
     contract: Literal["mean", "strict"] = "mean"
     max_exact_ms: float = 100.0
+    sketch: bool = True
     repeat_ms: float = 0.01
     lookup_ms: float = 0.05
     sketch_ms: float = 0.05
@@ -133,9 +140,8 @@ class TableFacts:
     rows
         Estimated rows of the table.
     sketch
-        A uniform sample of the column's vectors, float32 [n, dimensions], about 10,000 rows in any order,
-        without NULLs; None where it was not fetched (filtered templates do not use it).  Pass the *same
-        array* until it is fetched anew: its index is kept between calls.
+        Of the column's vectors; None where none was fetched (filtered templates do not use it): the one that
+        the policy in use carries serves on, as after a restart.
     """
 
     table: str
@@ -144,7 +150,7 @@ class TableFacts:
     selectivity: Mapping[str, float] = field(default_factory=dict)
     rare_selectivity: float = 0.0
     rows: float = 0.0
-    sketch: NDArray[np.float32] | None = None
+    sketch: SketchData | None = None
 
 
 def distill(
@@ -389,7 +395,7 @@ def _per_query(
     cost[[i for i, arm in enumerate(arms) if (row_limit(arm) or k) < k]] = np.inf  # too few rows
     if sum(np.isfinite(cost[i]) for i, arm in enumerate(arms) if arm.effort) < 2:
         return "too few arms to choose from"
-    euclidean = template.operator == _EUCLIDEAN
+    euclidean = density.is_euclidean(template.operator)
     queries = _distinct([label.vector or b"" for label in seen], known, asked, seen[0].k, euclidean)
     if len(queries) < 2 * calibration.FOLDS:
         return f"only {len(queries)} different queries were measured"
@@ -406,7 +412,9 @@ def _per_query(
         level=calibration.level_of(in_use) if in_use is not None else None,
         price=in_use.price if in_use is not None else None,
     )
-    sketch, index = _sketch(template, facts, queries.vectors.shape[1], euclidean)
+    sketch, index = None, None
+    if options.sketch and template.operator in density.OPERATORS:
+        sketch, index = _sketch(facts, in_use, queries.vectors.shape[1], euclidean)
     return calibration.learn(queries, arms, cost, goal, sketch, index)
 
 
@@ -446,43 +454,23 @@ def _distinct(vectors: Sequence[bytes], known: Evidence, asked: Asked, k: int, e
 
 
 def _sketch(
-    template: Template, facts: TableFacts, dimensions: int, euclidean: bool
+    facts: TableFacts, in_use: QueryPolicy | None, dimensions: int, euclidean: bool
 ) -> tuple[SketchData | None, Sketch | None]:
-    rows = facts.sketch
-    if rows is None or rows.ndim != 2 or rows.shape[1] != dimensions or template.operator not in _DENSE:
+    """Return the table's sketch and its index: the one that was fetched, else the one in use."""
+    try:
+        sketch = facts.sketch
+        if sketch is None and in_use is not None:
+            sketch = lookup.sketch_of(in_use)
+        if sketch is None or (sketch.frame.dimensions, sketch.frame.euclidean) != (dimensions, euclidean):
+            return None, None
+        return sketch, _indexed(sketch)
+    except (ValueError, KeyError):  # damaged on its way, or of another version
         return None, None
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
-    return _prepared(_Rows(_digest(rows), rows), euclidean)
 
 
-_digests: dict[int, tuple[weakref.ref[NDArray[np.float32]], bytes]] = {}  # by id, of arrays that are alive
-
-
-def _digest(rows: NDArray[np.float32]) -> bytes:
-    """Return a digest of rows, computed once for the same array: there are 30 MB of them."""
-    known = _digests.get(id(rows))
-    if known is not None and known[0]() is rows:
-        return known[1]
-    for number in [number for number, (array, _) in _digests.items() if array() is None]:
-        _digests.pop(number, None)
-    digest = hashlib.blake2b(rows.data, digest_size=16).digest()
-    _digests[id(rows)] = (weakref.ref(rows), digest)
-    return digest
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Sampled rows, the same if their bytes are."""
-
-    digest: bytes
-    rows: NDArray[np.float32] = field(compare=False)
-
-
-@lru_cache(maxsize=16)
-def _prepared(rows: _Rows, euclidean: bool) -> tuple[SketchData | None, Sketch | None]:
-    """Return a sketch and its index: building them takes a second or two, and a sketch seldom changes."""
-    data = density.prepare(rows.rows, euclidean=euclidean)
-    return (data, Sketch(data)) if data is not None else (None, None)
+@lru_cache(maxsize=4)  # 10 MB each; one is made within some 30 ms
+def _indexed(data: SketchData) -> Sketch:
+    return Sketch(data)
 
 
 def _observe(

@@ -30,10 +30,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import asyncpg
-import numpy as np
-from numpy.typing import NDArray
 
 from learning.binding import BindingError, Bound, ParameterType, parameter_types
+from learning.density import SketchData
 from learning.dialects import STEERINGS, IndexInfo, is_contested, ladder
 from learning.distillation import TableFacts
 from learning.drift import World
@@ -73,8 +72,8 @@ class Confirmed:
     usual: Mapping[str, str] = field(default_factory=dict)  # search settings without the proxy
     unindexed: tuple[str, ...] = ()  # filter columns that no ordinary index begins with
 
-    def with_sketch(self, sketch: NDArray[np.float32] | None) -> Confirmed:
-        """Return the same with a sample of the table's vectors."""
+    def with_sketch(self, sketch: SketchData | None) -> Confirmed:
+        """Return the same with a sketch of the table's vectors."""
         return replace(self, facts=replace(self.facts, sketch=sketch))
 
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -164,6 +164,20 @@ def _packed(patterns: Patterns, fitted: Fitted) -> dict[str, bytes]:
     return extra
 
 
+def sketch_of(policy: QueryPolicy) -> SketchData | None:
+    """Return the sketch that a policy carries, or None where there is none."""
+    extra = policy.extra
+    if "codes" not in extra:
+        return None
+    scale = float(np.frombuffer(extra["density"], dtype="<f8")[0])
+    return SketchData(extra["codes"], extra["cells"], scale, _frame(extra))
+
+
+def _frame(extra: Mapping[str, bytes]) -> Frame:
+    unit, euclidean = np.frombuffer(extra["frame"], dtype="<f8").tolist()
+    return Frame(extra["basis"], extra["centre"], unit, bool(euclidean))
+
+
 class Found(NamedTuple):
     """What a lookup found: an arm, its expected recall, and whether this very query was measured."""
 
@@ -223,11 +237,10 @@ class _ModelLookup:
     def __init__(self, policy: QueryPolicy, sketches: MutableMapping[bytes, Sketch]) -> None:
         arms = len(policy.costs)
         extra = policy.extra
-        unit, euclidean = np.frombuffer(extra["frame"], dtype="<f8").tolist()
-        frame = Frame(extra["basis"], extra["centre"], unit, bool(euclidean))
+        frame = _frame(extra)
         if frame.dimensions != policy.dimensions:
             raise ValueError(f"a projection of {frame.dimensions} dimensions for {policy.dimensions}")
-        self._read_sketch(extra, frame, sketches)
+        self._read_sketch(policy, frame, sketches)
         grid = np.frombuffer(extra["grid"], dtype="<f8")
         surface = np.frombuffer(extra["surface"], dtype="<f8").reshape(-1, arms)
         self._read_patterns(policy, grid, surface)
@@ -243,16 +256,16 @@ class _ModelLookup:
         self._lines = list(zip(slope, bend, knot, strict=True))
 
     def _read_sketch(
-        self, extra: dict[str, bytes], frame: Frame, sketches: MutableMapping[bytes, Sketch]
+        self, policy: QueryPolicy, frame: Frame, sketches: MutableMapping[bytes, Sketch]
     ) -> None:
         self.sketch_name: bytes | None = None
         self._sketch: Sketch | None = None
         self._floor = self._limit = math.inf
-        if "codes" not in extra:  # nothing but patterns to compare with: half of the directions are enough
+        data = sketch_of(policy)
+        if data is None:  # nothing but patterns to compare with: half of the directions are enough
             self._projection = Projection(frame.first(COARSE))
             return
-        scale, self._floor, self._limit = np.frombuffer(extra["density"], dtype="<f8").tolist()
-        data = SketchData(extra["codes"], extra["cells"], scale, frame)
+        _, self._floor, self._limit = np.frombuffer(policy.extra["density"], dtype="<f8").tolist()
         self.sketch_name = name = data.digest()
         if name not in sketches:
             sketches[name] = Sketch(data)

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from config.schema import Config
+from learning import density
 from learning.answering import table_view
 from learning.audit import Audit
 from learning.binding import BindingError
@@ -458,11 +459,10 @@ class Measuring:
             return False
         if self.config.learning.anonymize or not self.config.learning.sketch_rows:
             return False
-        rows = state.confirmed.facts.rows
-        fresh = (
-            state.sketched_rows is not None and abs(rows - state.sketched_rows) <= 0.2 * state.sketched_rows
-        )
-        return not fresh and not state.confirmed.facts.filter_slots
+        if state.confirmed.facts.filter_slots or state.template.operator not in density.OPERATORS:
+            return False
+        rows, then = state.confirmed.facts.rows, state.sketched_rows
+        return then is None or abs(rows - then) > 0.2 * then
 
     async def _sketch(self, state: TemplateState) -> None:
         assert state.confirmed is not None
@@ -479,8 +479,13 @@ class Measuring:
                 self.config.learning.sketch_rows,
             )
         self._spent(time.perf_counter() - started)
+        if vectors is None:
+            return
+        euclidean = density.is_euclidean(state.template.operator)
+        data = await asyncio.to_thread(density.prepare, vectors, euclidean=euclidean)
         if state.confirmed is confirmed:
-            state.confirmed = confirmed.with_sketch(vectors)
+            state.confirmed = confirmed.with_sketch(data)
+            state.unpublished += 1  # what is known may lead to another policy now
 
     def _suspect(self) -> TemplateState | None:
         """Return a template whose queries seem to have become others, and that has some to audit."""

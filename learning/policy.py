@@ -58,6 +58,7 @@ def derivation(
         min_samples=table.min_samples,
         max_patterns=table.max_patterns,
         pattern_similarity=table.pattern_similarity,
+        sketch=config.learning.sketch_rows > 0,
     )
     arms, labels, traffic = state.confirmed.arms, tuple(state.labels), state.traffic.rounded()
     contexts = {label.context for label in labels} if not facts.filter_slots else set()

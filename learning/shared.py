@@ -132,6 +132,9 @@ class SharedStore:
         except (*_TROUBLE, ValueError) as error:
             self.drop()
             raise UnavailableError(str(error) or type(error).__name__) from error
+        except BaseException:  # cancelled, half prepared
+            self.drop()
+            raise
 
     def drop(self) -> None:
         """Give the connection up; the next `connect` opens another."""
@@ -475,6 +478,11 @@ class _Guarded:
             await self._transaction.start()
         except _TROUBLE as error:
             self._fail(error)
+        except BaseException:
+            # Cancelled, and the driver may take the transaction for open: the next one would be a savepoint
+            # in it, and never be committed.
+            self._store.drop()
+            raise
         return connection
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -487,6 +495,9 @@ class _Guarded:
                 return
         except _TROUBLE as trouble:
             self._fail(trouble)
+        except BaseException:
+            self._store.drop()
+            raise
         if isinstance(error, _TROUBLE):
             self._fail(error)
         self._store.drop()  # cancelled, or a mistake of ours: the state of the connection is not known

@@ -2,8 +2,8 @@
 
 PostgreSQL itself would not hold so many on a small machine.  So a stub stands behind the hop: it lets
 everybody in, answers every statement as an empty one, and keeps nothing; it runs in a process of its own.  A
-connection takes two open files in the proxy: where a process may have 20,000 (``ulimit -n``), as many are
-held as that allows.
+connection takes two open files in the proxy, which keeps some for those that log in and those that leave:
+where a process may have 20,000 (``ulimit -n``), as many are held as it lets in.
 
     python -m bench.relay.idle --connections 10000
 """
@@ -27,6 +27,8 @@ import uvloop
 
 from bench.relay.results import PROXY, Results
 from bench.relay.ways import Way, proxy
+from config.schema import Limits
+from proxy.net.admission import open_files, sessions_for
 from proxy.wire.authentication import AuthenticationOk
 from proxy.wire.backend import BackendKeyData, EmptyQueryResponse, ParameterStatus, ReadyForQuery
 from proxy.wire.frontend import Query
@@ -47,7 +49,6 @@ _HELLO = (
 _ANSWER = EmptyQueryResponse().encode() + ReadyForQuery(ord("I")).encode()
 _STARTUP = StartupMessage(0x30000, ((b"user", b"bench"), (b"database", b"bench"))).encode()
 _QUERY = Query(b"SELECT 1").encode()
-_OTHER_FILES = 60
 _FIRST = 20
 _AT_ONCE = 200  # connections being made
 
@@ -68,10 +69,10 @@ class _Stub(asyncio.Protocol):
 
 
 def allow_files() -> int:
-    """Take as many open files as allowed; return how many connections a hop may hold with them."""
+    """Take as many open files as allowed; return how many connections the proxy lets in with them."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return (most - _OTHER_FILES) // 2
+    return sessions_for(open_files(), Limits().max_logins)
 
 
 def _serve(pipe: Connection) -> None:
@@ -190,7 +191,7 @@ def main() -> int:
     for key, values in results.figures.items():
         print(f"{key.case}: {values[0]:.1f} kB each in one worker")
     if size < options.connections:
-        print(f"not {options.connections:,}: a process may have {2 * size + _OTHER_FILES} open files here")
+        print(f"not {options.connections:,}: a process may have {open_files():,} open files here")
     return 0
 
 

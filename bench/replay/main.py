@@ -28,7 +28,8 @@ from rich.table import Table
 from bench.dataset import DEMO_FILE
 from bench.replay import traffic
 from bench.replay.record import Recording, arms, efs, recording
-from learning import tolls
+from learning import density, tolls
+from learning.density import SketchData
 from learning.distillation import Options, TableFacts, distill
 from learning.optimizer import SearchOptimizer
 from learning.records import Slot, SlotRole, Snapshot, Template, TemplatePolicy, Trust
@@ -70,7 +71,7 @@ class Result:
 def replay(recorded: Recording, scenario: Scenario, seed: int, options: Options, sketch: int) -> Result:
     """Return one replay of a scenario."""
     case = traffic.case(scenario.draw, recorded, scenario.labels, seed)
-    facts = TableFacts("public.items", (0, 0), (), rows=len(recorded.rows), sketch=recorded.rows[:sketch])
+    facts = table_facts(recorded, sketch)
     options = replace(options, target_recall=scenario.target)
     started = time.perf_counter()
     repetition = case.tracker.repetition
@@ -96,6 +97,22 @@ def replay(recorded: Recording, scenario: Scenario, seed: int, options: Options,
         trust=policy.trust,
         reason=policy.reason,
     )
+
+
+def table_facts(recorded: Recording, sketch: int) -> TableFacts:
+    """Return what is known of the table, with a sketch of so many of its rows; 0: without."""
+    return TableFacts("public.items", (0, 0), (), rows=len(recorded.rows), sketch=_sketched(recorded, sketch))
+
+
+_sketches: dict[tuple[int, int], SketchData | None] = {}
+
+
+def _sketched(recorded: Recording, rows: int) -> SketchData | None:
+    """Return the sketch; it is made once, as a learner makes it once for each table."""
+    name = id(recorded), rows
+    if name not in _sketches:
+        _sketches[name] = density.prepare(recorded.rows[:rows], euclidean=False)
+    return _sketches[name]
 
 
 def serve(policy: TemplatePolicy, vectors: NDArray[np.float32]) -> tuple[NDArray[np.intp], Floats]:

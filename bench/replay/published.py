@@ -20,10 +20,10 @@ from rich.table import Table
 
 from bench.dataset import Vectors
 from bench.replay import traffic
-from bench.replay.main import SKETCH_ROWS, TEMPLATE, arm_costs, recalls, serve
+from bench.replay.main import SKETCH_ROWS, TEMPLATE, arm_costs, recalls, serve, table_facts
 from bench.replay.record import Recording, arms, efs
 from learning import tolls
-from learning.distillation import Options, TableFacts, distill
+from learning.distillation import Options, distill
 from learning.optimizer import SearchOptimizer
 from learning.records import Snapshot, TemplatePolicy
 
@@ -63,8 +63,7 @@ def table(recorded: Recording) -> Table:
 
 def _learned(recorded: Recording) -> _Learned:
     case = traffic.case(traffic.families(recorded), recorded, LABELS, 0)
-    sketch = recorded.rows[:SKETCH_ROWS]
-    facts = TableFacts("public.items", (0, 0), (), rows=len(recorded.rows), sketch=sketch)
+    facts = table_facts(recorded, SKETCH_ROWS)
     options = replace(Options(), target_recall=TARGET)
     asked = case.tracker.repetition.asked
     for _ in range(2):

@@ -32,6 +32,17 @@ def socket_path() -> Path:
     return Path("/tmp") / f"rvl-{uuid.uuid4().hex[:12]}.sock"
 
 
+@pytest.fixture
+def store(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
+    """Return the connection URI of a database for the store, apart from the one that is searched."""
+    name = f"store_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield postgres.uri(name)
+    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture(scope="session")
 def items(postgres: EmbeddedPostgres) -> Iterator[str]:
     """Return a database with a table of 600 vectors and an HNSW index, which is always used.

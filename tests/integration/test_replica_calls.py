@@ -26,14 +26,12 @@ from tests.integration.test_replicas import (
     replica,
     run,
     shared,
-    store,
     trusted,
     until,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 
-__all__ = ["store"]
 LABELS = "SELECT body FROM ruvector_proxy.labels"
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,6 @@ class Replica:
 
     def policy(self, found: Template) -> TemplatePolicy | None:
         return self.received[-1][1].templates.get(found.key) if self.received else None
-
-
-@pytest.fixture
-def store(postgres: EmbeddedPostgres, database: str) -> Iterator[str]:
-    """Return the connection URI of a database for the store, apart from the one that is searched."""
-    name = f"store_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield postgres.uri(name)
-    with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def shared(postgres: EmbeddedPostgres, state: Path, store: str, **sections: object) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from learning import density
 from learning.dialects import IndexInfo, ladder
 from learning.distillation import TableFacts
 from learning.records import Arm, ArmResult, Label, Slot, SlotRole, Template, context_key
@@ -30,8 +31,9 @@ def template(*, filtered: bool = False, operator: str = "<=>") -> Template:
 
 
 def facts(*, sketch: Vectors | None = None) -> TableFacts:
-    """Return the facts of an unfiltered template."""
-    return TableFacts("public.items", (0, 0), (), rows=20_000.0, sketch=sketch)
+    """Return the facts of an unfiltered template; `sketch` are rows of its table."""
+    data = density.prepare(sketch, euclidean=False) if sketch is not None else None
+    return TableFacts("public.items", (0, 0), (), rows=20_000.0, sketch=data)
 
 
 def cost(arm: Arm) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -64,6 +65,31 @@ def test_rows_that_are_all_the_same_make_a_sketch() -> None:
     assert data is not None
     assert np.frombuffer(data.cells, dtype="<i4").sum() == 700
     density.Sketch(data)
+
+
+def test_the_sketch_of_the_policy_in_use_serves_until_rows_are_fetched_again() -> None:
+    labels = mixed_labels(500, 0)
+    before = distill(template(), facts(sketch=table_rows(2000, 1)), ARMS, labels, {"10": 1}, FREE)
+    after = distill(template(), facts(sketch=None), ARMS, labels, {"10": 1}, FREE, previous=before)
+    assert before.query is not None
+    assert after.query is not None
+    assert after.query.extra["codes"] == before.query.extra["codes"]
+    vectors, _ = queries(100, 77)
+    one, other = QueryLookup(before.query, {}), QueryLookup(after.query, {})
+    same = [one.choose(vector) == other.choose(vector) for vector in vectors]
+    assert np.mean(same) > 0.9  # the rows are rounded in one of them
+
+
+def test_a_sketch_that_is_not_wanted_any_more_or_damaged_is_not_carried_on() -> None:
+    labels = mixed_labels(500, 0)
+    before = distill(template(), facts(sketch=table_rows(2000, 1)), ARMS, labels, {"10": 1}, FREE)
+    assert before.query is not None
+    damaged = msgspec.structs.replace(
+        before, query=msgspec.structs.replace(before.query, extra=before.query.extra | {"cells": b"\1\0\0\0"})
+    )
+    for previous, options in ((before, replace(FREE, sketch=False)), (damaged, FREE)):
+        after = distill(template(), facts(sketch=None), ARMS, labels, {"10": 1}, options, previous=previous)
+        assert after.query is None or "codes" not in after.query.extra
 
 
 def test_the_tolls_of_every_level_are_measured() -> None:

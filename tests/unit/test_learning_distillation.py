@@ -249,7 +249,7 @@ def test_vectors_of_other_dimensions_and_missing_ones_are_left_out() -> None:
     strange = [msgspec.structs.replace(x, vector=b"\0" * 12) for x in mixed_labels(20, 1)]
     none = [msgspec.structs.replace(x, vector=None) for x in mixed_labels(20, 2)]
     policy = distill(
-        T, facts(sketch=np.ones((5, 3), np.float32)), ARMS, known + strange + none, TRAFFIC, FREE
+        T, facts(sketch=np.ones((600, 3), np.float32)), ARMS, known + strange + none, TRAFFIC, FREE
     )
     assert policy.trust == Trust.QUERY
     assert policy.query is not None
