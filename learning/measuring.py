@@ -535,7 +535,10 @@ class Measuring:
         await self._audited(state, measured.label, trajectory)
 
     async def _audited(self, state: TemplateState, label: Label, trajectory: Trajectory) -> None:
+        due = state.watch.audits_due
         change = state.watch.audited(label, trajectory, state.policy, self.target(state.table))
+        if state.watch.audits_due > due:
+            state.suspicious = True  # they have left it open: more of them, which want credit too
         if change is not None:
             await self._changed(state, change)
 

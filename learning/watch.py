@@ -11,9 +11,13 @@ Rules
 - Nothing is expected of a template that runs as it came.
 - Where no arm keeps the target, the recall that the policy expects is what the audits are compared with:
   an alarm that cannot be answered is noise.
-- A moved mix of queries is no alarm.  It buys `URGENT` audits; if their mean keeps what is expected, the new
-  mix is the usual one from then on.  If not, learning begins anew even where a CUSUM would wait: the labels
-  are about other queries anyway.
+- A moved mix of queries is no alarm.  It buys `URGENT` audits; if their mean keeps what is expected but for
+  `SLACK`, the new mix is the usual one from then on.  If it is surely less, learning begins anew even where a
+  CUSUM would wait: the labels are about other queries anyway.  While neither is clear, more audits are
+  bought, up to `ROUNDS` times; then the mean decides.  Beginning anew is dear: everything is served by a
+  safe arm until there are new labels.  Simulated with k = 10 and a target of 0.98, it happens to 6 of 100 new
+  mixes with a recall of 0.985, to 82 with 0.95, to 99 with 0.92.  (By the first 30 audits alone, whatever
+  they lack: 26, 88, 99.)
 """
 
 from __future__ import annotations
@@ -30,8 +34,12 @@ from learning.drift import Change, Cusum, Kind, MixWatch, World, compare
 from learning.records import Label, TemplatePolicy, Trajectory, Trust
 
 URGENT = 30
-"""Audits that a suspicion buys: enough to notice a recall of 0.95 nine times in ten."""
+"""Audits that a suspicion buys at once."""
+ROUNDS = 3
+SLACK = 0.005
+"""Recall below what was expected that is as good as kept."""
 _LEAST = 10  # audits before they may decide
+_SURE = 1.5  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class Watch:
         self.urgent = False  # a policy that has to go out at once
         self.audits_due = 0  # bought by a suspicion
         self._suspected_at = 0.0  # when the first query of another kind may have come
+        self._rounds = 0  # how often they were
         self._surplus: list[float] = []  # recall above what was expected, of those audits
         self._in_force_from = 0  # policy version
         self._cusum = Cusum()
@@ -68,10 +77,14 @@ class Watch:
         shifted = self._mix.add(np.frombuffer(trajectory.vector, dtype="<f4"))
         if not shifted or self.audits_due or self.holding is not None:
             return False
-        self.audits_due = URGENT
-        self._suspected_at = trajectory.timestamp
-        self._surplus.clear()
+        self.suspect(trajectory.timestamp)
         return True
+
+    def suspect(self, at: float) -> None:
+        """Buy audits because other queries may be asked since `at` (Unix time)."""
+        self.audits_due, self._rounds = URGENT, 1
+        self._suspected_at = at
+        self._surplus.clear()
 
     def looked(self, world: World, at: float) -> Change | None:
         """Compare what the catalogs say with what they said when learning began (anew)."""
@@ -96,8 +109,11 @@ class Watch:
             self.audits_due -= 1
         change = self._judged(label, trajectory, policy, target, suspected=suspected)
         if suspected and not self.audits_due:
-            self._mix.reset()
-            self._surplus.clear()
+            if change is None and self._is_unclear():
+                self.audits_due, self._rounds = URGENT, self._rounds + 1
+            else:
+                self._mix.reset()
+                self._surplus.clear()
         return change
 
     def _judged(
@@ -128,14 +144,18 @@ class Watch:
         return Change(Kind.RECALL, words, since)
 
     def _falls_short(self) -> bool:
-        """Tell whether the audits under suspicion are below what was expected: surely, or all in all."""
+        """Tell whether the audits under suspicion are below what was expected: surely, or in the end."""
         count = len(self._surplus)
         if count < _LEAST:
             return False
         mean = statistics.fmean(self._surplus)
-        if not self.audits_due:
-            return mean < 0.0
-        return mean + statistics.stdev(self._surplus) / math.sqrt(count) < 0.0
+        if not self.audits_due and self._rounds == ROUNDS:
+            return mean < -SLACK
+        return mean + _SURE * statistics.stdev(self._surplus) / math.sqrt(count) < -SLACK
+
+    def _is_unclear(self) -> bool:
+        """Tell whether the audits that were bought leave it open whether recall falls short."""
+        return self._rounds < ROUNDS and bool(self._surplus) and statistics.fmean(self._surplus) < -SLACK
 
     def published(self, version: int) -> None:
         """Other arms are in force from this version on."""

@@ -264,8 +264,9 @@ _PROTOCOL = """\
   sees, so the proxy's own time is in it.
 - *Recall* is counted by distance, against exact answers computed outside the server; ties are no misses,
   missing rows are.
-- *Learning and measuring are apart.* The proxy that is measured has learned from live traffic and may measure
-  nothing more; what learning costs is a section of its own.
+- *Learning and measuring are apart.* The proxy that is measured has learned from live traffic, was started
+  again with what it knows, and may measure nothing more; what learning costs is a section of its own. New
+  policies are put on trial while learning, and not while measuring (`canary_share = 0`).
 - *At equal recall:* the curve of the static settings, interpolated, at the recall that the proxy reached.
 - *Derived systems* are computed from measured ones: the best static setting, tuned (on the tuning queries) or
   known afterwards (on the test queries themselves, which nobody can do); the best for each filter value, k or

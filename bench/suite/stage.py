@@ -272,7 +272,7 @@ class Stage:
                 home.mkdir()
                 shutil.copytree(school / STATE, home / STATE)
                 opened = await stack.enter_async_context(
-                    serve(self.upstream, home, _configuration(0.0, 0.0, target, more))
+                    serve(self.upstream, home, _configuration(0.0, 0.0, target, _NO_TRIAL + more))
                 )
                 known = taught.learned.figures.total("ruvector_policy_version") > 0
                 if not await _serving(opened, _READY_SECONDS if known else _UNLEARNED_SECONDS):
@@ -281,6 +281,10 @@ class Stage:
                     )
                 taught.proxies[proxy_name(target)] = opened
             yield taught
+
+
+_NO_TRIAL = "canary_share = 0\n"
+"""What was learned last is measured, and not for a minute what served before on four of five queries."""
 
 
 def _configuration(credit: float, budget: float | None, target: float, more: str) -> str:

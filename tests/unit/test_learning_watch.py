@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from learning.dialects import IndexInfo, ladder
 from learning.drift import RECENT, Kind, World
 from learning.policy import Publication, held
 from learning.records import ArmResult, ContextPolicy, Label, TemplatePolicy, Trajectory, Trust
-from learning.watch import URGENT, Holding, Watch, expected_recall
+from learning.watch import ROUNDS, URGENT, Holding, Watch, expected_recall
 
 ARMS = ladder([IndexInfo("i", "hnsw")], filtered=False, max_k=10)
 SERVED = next(arm for arm in ARMS if arm.name == "ef=40")
@@ -84,22 +85,47 @@ def test_suspicion_buys_audits_and_lapses_when_they_find_nothing() -> None:
     assert not any(later)  # it is the usual mix now
 
 
+def suspected(recalls: Iterable[float]) -> tuple[list[Kind], int]:
+    """Audit queries under suspicion; return the changes, and how many audits it took."""
+    watch, count = Watch(), 0
+    watch.suspect(0.0)
+    for recall in recalls:
+        if not watch.audits_due:
+            break
+        count += 1
+        change = watch.audited(label(recall), asked(), POLICY, 0.98)
+        if change is not None:
+            return [change.kind], count
+    return [], count
+
+
 def test_alarm_under_suspicion_is_a_changed_mix() -> None:
-    watch = Watch()
-    watch.audits_due = 10
-    changes = [watch.audited(label(0.5), asked(), POLICY, 0.98) for _ in range(9)]
-    assert next(change for change in changes if change is not None).kind is Kind.MIX
+    assert suspected([0.5] * 9) == ([Kind.MIX], 6)
 
 
 def test_recall_a_little_below_is_enough_where_other_queries_are_asked() -> None:
-    def judged(recalls: list[float]) -> list[Kind]:
-        watch = Watch()
-        watch.audits_due = len(recalls)
-        found = [watch.audited(label(recall), asked(), POLICY, 0.98) for recall in recalls]
-        return [change.kind for change in found if change is not None]
+    kinds, count = suspected([1.0, 1.0, 0.9] * 40)  # 0.967: a CUSUM alone would take a hundred audits
+    assert kinds == [Kind.MIX]
+    assert count <= ROUNDS * URGENT
 
-    assert judged([1.0, 1.0, 0.9] * 10)[:1] == [Kind.MIX]  # 0.967: a CUSUM alone would take a hundred audits
-    assert judged([1.0] * 27 + [0.9] * 3) == []
+
+def test_recall_that_is_kept_but_for_a_little_ends_a_suspicion_with_the_first_audits() -> None:
+    assert suspected([1.0, 1.0, 1.0, 1.0, 0.9] * 40) == ([], URGENT)
+
+
+def test_unlucky_audits_under_suspicion_are_followed_by_more() -> None:
+    """One query of thirty that found next to nothing is no proof that learning has to begin anew."""
+    unlucky = [1.0] * 20 + [0.2] + [1.0] * 9
+    assert suspected(unlucky + [1.0] * 60) == ([], 2 * URGENT)
+
+
+def test_audits_of_an_older_policy_do_not_prolong_a_suspicion_for_ever() -> None:
+    watch = Watch()
+    watch.suspect(0.0)
+    watch.published(7)
+    for _ in range(ROUNDS * URGENT):
+        watch.audited(label(0.0), asked(version=6), POLICY, 0.98)
+    assert watch.audits_due == 0
 
 
 def test_catalogs_are_compared_with_what_they_said_when_learning_began() -> None:
