@@ -4,7 +4,7 @@ One process, one event loop, a handful of tasks:
 
     serve     frames from the workers: templates, trajectories, refused settings   (server)
     measure   one measurement at a time, as the budget allows                      (measuring)
-    distil    labels become policies, in a thread; changed policies go out         (policy)
+    distil    labels become policies, in a thread; changed policies go out         (policy, publishing)
     keep      every second: news go to the disk, gauges are brought up to date     (store, metrics)
 
 Rules
@@ -31,7 +31,6 @@ import msgspec
 from config.schema import Config
 from learning.answering import Answering, Problem
 from learning.answers import with_outlook
-from learning.canary import NOBODY, Ended
 from learning.channel import (
     Abandon,
     Answer,
@@ -61,15 +60,14 @@ from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
     ENOUGH_NEW,
     NO_LEARNING,
-    Publication,
     allowed,
     derivation,
-    material,
     permitted,
     settled,
     summary,
     wants_rows,
 )
+from learning.publishing import Publisher
 from learning.records import Snapshot, Template, TemplatePolicy, Trajectory, Trust
 from learning.registry import Phase, Registry, TemplateState
 from learning.server import ChannelServer, Peer
@@ -148,16 +146,14 @@ class Learner:
         self._measuring = Measuring(config, self._registry, self._store, metrics)
         self._service = Service(Functions(self).handlers(), config.sql.max_measurements)
         self._server = ChannelServer(socket_path, self._receive, self._service.gone)
-        self._publication = Publication()
         self._sharing = self._shared() if config.store.kind == "postgres" else None
-        self._publishing = asyncio.Lock()
-        self._orphans: dict[str, TemplatePolicy] = {}  # published before, of templates not met here
+        self._publisher = Publisher(self._registry, self._measuring, metrics, self._put_out)
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
         self._cleared: dict[str, bytes] = {}  # template -> the occasion on which it was last cleared
         self._measuring.active = self._sharing is None
         self._answering = Answering(
             self._registry,
-            lambda: self._publication.version,
+            lambda: self._publisher.version,
             str(config.store.path.absolute()),
             Overviews(self).get,
         )
@@ -166,7 +162,7 @@ class Learner:
     async def start(self) -> None:
         """Read what is kept, begin to listen, publish the stored policy."""
         kept = await self._store.open()
-        self._publication.version = kept.version
+        self._publisher.version = kept.version
         for name, note in kept.notes.items():
             if name.startswith("cleared:"):
                 self._cleared[name.removeprefix("cleared:")] = note
@@ -221,7 +217,7 @@ class Learner:
                 self._decide(state, policy)
                 if self._measuring.active and not self._config.table(policy.table).learning:
                     await self._measuring.switch_off(state, policy.table)
-        self._publication.restore(permitted_ones)
+        self._publisher.restore(permitted_ones)
         await self._give(permitted_ones)
         return permitted_ones
 
@@ -290,7 +286,7 @@ class Learner:
             elif state.policy is not None:
                 self._decide(state, state.shelved or state.policy)
         if self.leads:
-            await self._publish()
+            await self._publisher.publish()
 
     def _decide(self, state: TemplateState, policy: TemplatePolicy) -> None:
         """Put a policy in force, or on the shelf where the table's queries are to run as they came."""
@@ -346,7 +342,7 @@ class Learner:
                 self._measuring.canaries.waive(state.template.key, time.monotonic())
                 await self._distil(state)
         if self.leads:
-            await self._publish()
+            await self._publisher.publish()
 
     # --- exchange ---
 
@@ -391,12 +387,12 @@ class Learner:
         """Begin to measure and publish for all replicas, on the ground of what all have learned."""
         await self.heed(kept.notes)
         await self._restore(kept)
-        self._publication.version = max(self._publication.version, kept.version)
+        self._publisher.version = max(self._publisher.version, kept.version)
         self._measuring.active = True
         if kept.snapshot is not None:
             await self._store.save(snapshot=await self._put_in_force(kept.snapshot))
-            self._publication.restore(kept.snapshot)  # as it stands in the store: what is off has to leave it
-            self._orphans = {
+            self._publisher.restore(kept.snapshot)  # as it stands in the store: what is off has to leave it
+            self._publisher.orphans = {
                 key: policy
                 for key, policy in permitted(kept.snapshot, self._config).templates.items()
                 if self._registry.get(key) is None and policy.trust is not Trust.OBSERVE
@@ -410,7 +406,7 @@ class Learner:
     def follow(self) -> None:
         """Stop measuring: another replica does."""
         self._measuring.active = False
-        self._orphans = {}
+        self._publisher.orphans = {}
 
     def lacks_upstream(self) -> bool:
         """Tell whether measuring has failed for a while for want of the upstream."""
@@ -469,7 +465,7 @@ class Learner:
 
     def _may_tell(self, template: Template) -> bool:
         """Tell whether other replicas may hear of a template; in doubt not."""
-        policy = self._publication.policies.get(template.key)
+        policy = self._publisher.policies.get(template.key)
         if policy is not None and policy.reason == NO_LEARNING:
             return False  # the leader's, where a client has switched it off there
         if policy is not None and policy.table:
@@ -501,7 +497,7 @@ class Learner:
     @property
     def version(self) -> int:
         """Version of the policy that was published last."""
-        return self._publication.version
+        return self._publisher.version
 
     def _receive(self, frame: Frame, peer: Peer) -> None:
         if not self.leads and isinstance(frame, TemplateSeen | TrajectoryBatch | Rated | InjectionFailed):
@@ -597,12 +593,12 @@ class Learner:
     async def _distil_loop(self) -> None:
         while True:
             for state in self._registry if self.leads else ():
-                if not state.labels and state.template.key in self._orphans:
+                if not state.labels and state.template.key in self._publisher.orphans:
                     continue  # what was learned before serves on
                 if distil_due(state, time.monotonic(), self._config.learning.pattern_consolidation_interval):
                     await self._distil(state)
             if self.leads:
-                await self._publish()
+                await self._publisher.publish()
             await asyncio.sleep(_DISTIL_EVERY)
 
     async def _distil(self, state: TemplateState) -> None:
@@ -624,85 +620,12 @@ class Learner:
             self._decide(state, policy)
             self._measuring.derived(state)
 
-    async def _publish(self) -> None:
-        async with self._publishing:  # an older snapshot must not overtake a newer one
-            await self._publish_what_changed()
-
-    async def _publish_what_changed(self) -> None:
-        policies = {state.template.key: state.policy for state in self._registry if state.policy is not None}
-        policies = {**self._orphans, **policies}
-        policies = self._tried(policies)
-        before = self._publication.policies
-        urgent = any(state.watch.urgent for state in self._registry)
-        snapshot = self._publication.next(
-            policies,
-            time.time(),
-            urgent=urgent,
-            canaries=self._measuring.canaries,
-            trying=self._begin_trial,
-        )
-        if snapshot is None:
-            return
-        for state in self._registry:
-            key = state.template.key
-            if key in policies and material(before.get(key), policies[key]):
-                state.watch.published(snapshot.version)
-            state.watch.urgent = False  # what was urgent is out
+    async def _put_out(self, snapshot: Snapshot) -> None:
+        """Give a snapshot to the workers and to the other replicas, and keep it."""
         await self._give(snapshot)
         if self._sharing is not None:
             self._sharing.publish(settled(snapshot))
         await self._store.save(snapshot=settled(snapshot))
-        self._metrics.published.inc()
-        log.info("policy %d published: %s", snapshot.version, summary(snapshot))
-
-    # --- trials of new policies (learning.canary) ---
-
-    def _tried(self, policies: dict[str, TemplatePolicy]) -> dict[str, TemplatePolicy]:
-        """End the trials that are over; return what is to serve, which trials and their outcome hold back."""
-        now = time.monotonic()
-        canaries = self._measuring.canaries
-        for ended in canaries.judge(now):
-            self._trial_ended(ended)
-            policies[ended.template] = ended.trial.old if ended.outcome.is_back else ended.trial.new
-        held = {}
-        for key, candidate in policies.items():
-            state = self._registry.get(key)
-            called_for = state is None or state.watch.urgent or state.watch.holding is not None
-            held[key], overtaken = canaries.held(key, candidate, now, called_for=called_for)
-            if overtaken is not None:
-                self._trial_ended(overtaken)
-            if state is not None and held[key] is not candidate and canaries.rests(key, now):
-                state.policy = held[key]
-        return held
-
-    def _begin_trial(self, key: str, old: TemplatePolicy, new: TemplatePolicy) -> bool:
-        state, now = self._registry.get(key), time.monotonic()
-        if state is None or now - state.seen > NOBODY:
-            return False
-        called_for = state.watch.urgent or state.watch.holding is not None
-        began = self._measuring.canaries.begin(key, old, new, now, called_for=called_for)
-        if began:
-            log.info(
-                "%s: a new policy is on trial with %.0f %% of its queries",
-                state.table,
-                100 * self._measuring.canaries.share,
-            )
-            self._measuring.wake()
-        return began
-
-    def _trial_ended(self, ended: Ended) -> None:
-        table, words = ended.trial.new.table, ended.trial.words()
-        self._metrics.trials.labels(table=table, outcome=ended.outcome.value).inc()
-        state = self._registry.get(ended.template)
-        if ended.outcome.is_back:
-            log.warning(
-                "%s: the new policy is worse, %s; the old one serves (%s)", table, ended.outcome, words
-            )
-            if state is not None:
-                state.policy = ended.trial.old
-                state.watch.events.append((time.time(), ended.outcome.value, words))
-        else:
-            log.info("%s: the trial of its new policy is over: %s (%s)", table, ended.outcome, words)
 
     # --- keep ---
 
@@ -747,7 +670,7 @@ class Learner:
 
     def _gauges(self) -> None:
         self._measuring.gauges()
-        self._metrics.version.set(self._publication.version)
+        self._metrics.version.set(self._publisher.version)
         on_trial = Counter(trial.new.table for trial in self._measuring.canaries.trials.values())
         for table in {state.table for state in self._registry if state.table}:
             self._metrics.on_trial.labels(table=table).set(on_trial[table])
