@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -30,7 +32,7 @@ _CONFIGURATION = """\
 # Written anew by each run of the demo.
 [listen]
 port = {port}
-
+{unix_socket}
 [upstream]
 host = "{host}"
 port = {upstream_port}
@@ -82,7 +84,9 @@ class Proxy:
         admin_port: int,
         log: Path,
         login: Mapping[str, object] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.port = port
         self.admin_port = admin_port
         self.log = log
@@ -93,7 +97,7 @@ class Proxy:
     @property
     def address(self) -> dict[str, object]:
         """Connection arguments for an application: all that it has to change."""
-        return {"host": "127.0.0.1", "port": self.port, **self._login}
+        return {"host": self.host, "port": self.port, **self._login}
 
     def check(self) -> None:
         """Raise ProxyError if the process has ended."""
@@ -194,7 +198,9 @@ async def serve(
     """Start the proxy in front of `server` on free ports, with its state in `home`; stop it at the end.
 
     `more` is TOML that is put behind the demo's configuration; `admin_port` is where the dashboard is to be.
-    The configuration holds the DSN, so only the user can read it.
+    The configuration holds the DSN, so only the user can read it.  Where the server is reached by a unix
+    socket, so is the proxy (by TCP as well): what is compared with a direct connection is one more hop of the
+    same kind.
 
     Raises
     ------
@@ -203,11 +209,13 @@ async def serve(
     """
     upstream = Upstream.of(server) if isinstance(server, EmbeddedPostgres) else server
     port, admin_port = free_port(), admin_port or free_port()
+    sockets = tempfile.mkdtemp(prefix="rvp-") if upstream.host.startswith("/") else None
     configuration = home / "proxy.toml"
     configuration.touch(mode=0o600)
     configuration.write_text(
         _CONFIGURATION.format(
             port=port,
+            unix_socket=f'unix_socket = "{sockets}"\n' if sockets else "",
             host=upstream.host,
             upstream_port=upstream.port,
             dsn=upstream.dsn,
@@ -220,13 +228,15 @@ async def serve(
     log = home / "proxy.log"
     process = _start(configuration, log)
     guard = Guard(process.pid, "TERM")
-    proxy = Proxy(process, port, admin_port, log, upstream.login)
+    proxy = Proxy(process, port, admin_port, log, upstream.login, sockets or "127.0.0.1")
     try:
         await proxy.wait_until_ready()
         yield proxy
     finally:
         guard.release()
         proxy.stop()
+        if sockets:
+            shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _start(configuration: Path, log: Path) -> subprocess.Popen[bytes]:

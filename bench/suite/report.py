@@ -261,7 +261,7 @@ _PROTOCOL = """\
   everything is measured with are disjoint, but where the subject is that queries repeat themselves.
 - *Systems take turns*, fifteen queries at a time in an order that rotates, each on a connection of its own,
   with its statement prepared: noise and warm caches hit all of them alike. Latency is what the application
-  sees, so the proxy's own time is in it.
+  sees, so the proxy's own time is in it. All connect in the same way, by unix socket, and so does the proxy.
 - *Recall* is counted by distance, against exact answers computed outside the server; ties are no misses,
   missing rows are.
 - *Learning and measuring are apart.* The proxy that is measured has learned from live traffic, was started
