@@ -221,4 +221,5 @@ async def learner(
     finally:
         await worker.close()
         stop.set()
-        await asyncio.wait_for(task, 60)
+        async with asyncio.timeout(60):
+            await task

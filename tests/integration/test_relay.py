@@ -164,7 +164,8 @@ class TestAsyncpg:
             heard: asyncio.Queue[str] = asyncio.Queue()
             await connection.add_listener("news", lambda *arguments: heard.put_nowait(str(arguments[-1])))
             await connection.execute("NOTIFY news, 'hello'")
-            assert await asyncio.wait_for(heard.get(), 5) == "hello"
+            async with asyncio.timeout(5):
+                assert await heard.get() == "hello"
 
         self.run(postgres, proxy, database, use)
 

@@ -93,7 +93,8 @@ def test_changes_are_logged_once_each_and_answers_are_remembered(
             await check.problem()
         waiting = asyncio.create_task(check.watch_start(interval=0.01))
         async with await asyncio.start_unix_server(count, upstream.socket_path):
-            await asyncio.wait_for(waiting, 5)
+            async with asyncio.timeout(5):
+                await waiting
             remembering = UpstreamCheck(upstream, timeout=1.0, max_age=60.0)
             before = asked
             assert await asyncio.gather(*(remembering.problem() for _ in range(5))) == [None] * 5

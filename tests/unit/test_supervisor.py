@@ -76,7 +76,8 @@ async def running(supervisor: Supervisor) -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         supervisor.stop()
-        await asyncio.wait_for(task, 20)
+        async with asyncio.timeout(20):
+            await task
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -274,7 +275,8 @@ def test_a_second_request_to_stop_ends_children_that_do_not_listen(tmp_path: Pat
             assert (await get(config, "/metrics"))[0] == 200  # also while draining
             assert "the proxy is stopping" in (await get(config, "/readyz"))[1]
             supervisor.stop()
-            await asyncio.wait_for(task, 5)
+            async with asyncio.timeout(5):
+                await task
             assert not is_alive(worker)
 
     asyncio.run(scenario())
