@@ -49,7 +49,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 @app.command(epilog="Example: ruvector-proxy serve --config proxy.toml")
 def serve(config: ConfigPath = None) -> None:
     """Run the proxy until it gets SIGTERM or Ctrl-C."""
-    from proxy.supervisor import StartError, Supervisor
+    from proxy.sockets import StartError
+    from proxy.supervisor import Supervisor
 
     options = _load(config)
     logs.set_up(options.log, "supervisor")

@@ -10,12 +10,7 @@ among which the kernel spreads the connections; a unix socket is one that all sh
     SIGHUP   makes the workers read certificates again, and the supervisor the configuration
              (`proxy.configuration.Reloader`), which it passes on to its children
 
-Life of a child::
-
-    start -> "ready" -> ends unasked -> back-off (0.1 s, doubling to 10 s) -> start ...
-                     -> stop: SIGTERM, grace, SIGKILL -> gone
-
-A child that lived for 30 s begins its back-off anew.  At shutdown the workers drain first and the learner
+At shutdown the workers drain first and the learner
 ends after them, so that it gets their last trajectories; /metrics answers until the end.  A second signal
 ends all at once.
 """
@@ -24,39 +19,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
 import signal
-import site
 import socket
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-import proxy
 from config.conflicts import warnings
-from config.schema import Config, Listen, host_port
+from config.schema import Config, host_port
 from proxy import logs
 from proxy.admin import server
 from proxy.admin.asking import NoAnswerError, ask_learner
 from proxy.admin.supervision import SupervisorMetrics
-from proxy.children import READY, Configure, Message, RelayOnly, Reload, Retire, Task, Thrown
+from proxy.child import BackOff, Child, child_environment, own_command
+from proxy.children import RelayOnly, Reload, Task, Thrown
 from proxy.configuration import Reloader
 from proxy.net.admission import open_files, too_few_files
 from proxy.net.listening import UnixListener
 from proxy.net.places import Places
 from proxy.reachability import UpstreamCheck, check_learner_dsn, reason
 from proxy.relay_only import KillSwitch
-from proxy.succession import Elder, Inheritance, Record, hand_over, inheritance, objection, shared_out
+from proxy.sockets import StartError, bind, bind_unix, close, closing
+from proxy.succession import Elder, Inheritance, hand_over, inheritance, objection, shared_out
 from proxy.version import version
 
 Command = Callable[[str], list[str]]
@@ -77,268 +68,13 @@ START_SECONDS = 60.0
 TABLES = 8
 """Tables of `proxy.net.places` for each worker: so many may serve, the replaced ones included."""
 
-BACKLOG = 4096
-
 LEARNER_SOCKET = "learner.sock"
 """Name of the unix socket between workers and learner, in the directory of this run."""
 
 MAX_SOCKET_PATH = 103
 """Bytes; 107 on Linux, 103 elsewhere."""
 
-_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # this machine does not have the address
-
 logger = logging.getLogger(__name__)
-
-
-class StartError(Exception):
-    """The proxy cannot start; the message says why, and what to do."""
-
-
-class BackOff:
-    """Delays between starts: `first` seconds, doubling to `last`; anew after a life of `reset` seconds."""
-
-    def __init__(self, first: float = 0.1, last: float = 10.0, reset: float = 30.0) -> None:
-        self._first, self._last, self._reset = first, last, reset
-        self._next = first
-
-    def after(self, lifetime: float) -> float:
-        """Return how long to wait after a life of `lifetime` seconds, both in seconds."""
-        if lifetime >= self._reset:
-            self._next = self._first
-        delay, self._next = self._next, min(2 * self._next, self._last)
-        return delay
-
-
-def own_command(kind: str) -> list[str]:
-    """Return the command line with which this program starts itself as a child."""
-    # -P: a folder named "proxy" or "config" in the working directory must not be taken for ours.
-    return [sys.executable, "-P", "-m", "proxy.main", f"_{kind}"]
-
-
-def child_environment(metrics_directory: Path) -> dict[str, str]:
-    """Return the environment of the children: they import what this process did, and share its metrics."""
-    root = str(Path(proxy.__file__).parent.parent)
-    environment = dict(os.environ, PROMETHEUS_MULTIPROC_DIR=str(metrics_directory))
-    # The matrices are small: threads of the linear algebra library would only take cores from the server.
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        environment.setdefault(name, "1")
-    if root not in site.getsitepackages():
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return environment
-
-
-def bind(host: str, port: int, count: int) -> list[list[socket.socket]]:
-    """Return `count` sets of listening sockets, in each one socket for each address of `host`.
-
-    Port 0 takes any free one, the same for all.
-
-    Raises
-    ------
-    StartError
-        The name is unknown, or an address is taken.
-    """
-    sets: list[list[socket.socket]] = [[] for _ in range(count)]
-    missing: OSError | None = None
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-            try:
-                # SO_REUSEPORT would let a second proxy in unnoticed, so try without it first.
-                with _bound(family, address, port, shared=False) as probe:
-                    port = probe.getsockname()[1]
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    raise
-                missing = error  # as "localhost" with IPv6 switched off; its other address will do
-                continue
-            for sockets in sets:
-                sockets.append(_bound(family, address, port, shared=True))
-                sockets[-1].listen(BACKLOG)
-        if missing and not sets[0]:
-            raise missing
-    except OSError as error:
-        _close(sets)
-        where = host_port(host, port)
-        raise StartError(f"cannot listen on {where}: {reason(error)} (listen.host, listen.port)") from error
-    return sets
-
-
-@contextlib.contextmanager
-def bind_unix(listen: Listen, port: int) -> Iterator[UnixListener | None]:
-    """Listen on the unix socket of the configuration, if there is one; it is gone afterwards.
-
-    All workers share this one socket: a path has one owner only.
-
-    Raises
-    ------
-    StartError
-        It is in use, or cannot be made.
-    """
-    if listen.unix_socket is None:
-        yield None
-        return
-    path = listen.unix_socket / f".s.PGSQL.{port}"
-    try:
-        listener = UnixListener(path, int(listen.unix_socket_mode, 8), BACKLOG)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise StartError(f"cannot listen on {path}: {why} (listen.unix_socket)") from error
-    try:
-        yield listener
-    finally:
-        listener.close()
-
-
-def _bound(family: int, address: tuple[object, ...], port: int, *, shared: bool) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            both = address[0] == "::"  # "everywhere" includes IPv4
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if both else 1)
-        bound.bind((address[0], port, *address[2:]))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-class Child:
-    """One process that is kept running.  `on_exit` is called with the pid of each process that is gone."""
-
-    def __init__(
-        self, task: Task, command: list[str], environment: dict[str, str], on_exit: Callable[[int], None]
-    ) -> None:
-        self.name = task.name
-        self.ready = False
-        self.lasting: dict[type, Message] = {}  # what it is told again whenever it starts
-        self.heard: Callable[[bytes], None] = lambda line: None  # called with what it says
-        self._task, self._command, self._environment, self._on_exit = task, command, environment, on_exit
-        self._stopping = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._running: asyncio.Task[None] | None = None
-
-    def start(self, back_off: BackOff) -> None:
-        """Start the process, and again whenever it ends, until `stop` is called."""
-        self._running = asyncio.create_task(self._keep_running(back_off))
-
-    async def stop(self) -> None:
-        """Ask the process to end, kill it when its patience is over, and return when it is gone."""
-        self._stopping.set()
-        self._signal(signal.SIGTERM)
-        if self._running:
-            done, _ = await asyncio.wait({self._running}, timeout=self._task.patience + 1.0)
-            if not done:
-                logger.error("%s does not end; killing it", self.name)
-                self._signal(signal.SIGKILL)
-            await self._running
-
-    def send(self, message: Message, *, lasting: bool = False) -> None:
-        """Tell the process something, and, if it is `lasting`, its successors when they start."""
-        if lasting:
-            self.lasting[type(message)] = message
-        process = self._process
-        if process is not None and process.stdin is not None and not process.stdin.is_closing():
-            process.stdin.write(msgspec.json.encode(message) + b"\n")
-
-    def configure(self, config: str) -> None:
-        """Give the process another configuration (`Config.to_json`), and those that take its place."""
-        self._task = msgspec.structs.replace(self._task, config=config)
-        self.send(Configure(config))
-
-    @property
-    def number(self) -> int:
-        """Number of its table, as a worker (`proxy.net.places`)."""
-        return self._task.number
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended and is not started again."""
-        return self._running is not None and self._running.done()
-
-    async def wait_ready(self, seconds: float) -> bool:
-        """Wait until it is ready; tell whether it was so in time."""
-        deadline = time.monotonic() + seconds
-        while not self.ready and not self.over and time.monotonic() < deadline:  # noqa: ASYNC110  it may end
-            await asyncio.sleep(0.02)
-        return self.ready
-
-    def retire(self, seconds: float) -> None:
-        """Have it accept no more and serve the clients that it has, at most so long; nothing follows it."""
-        self._stopping.set()
-        self.send(Retire(seconds))
-
-    def record(self) -> Record | None:
-        """Return what a successor of this program needs to know of a running process."""
-        process: Any = self._process
-        if process is None or process.returncode is not None:
-            return None
-        stdin, stdout = (process._transport.get_pipe_transport(fd).get_extra_info("pipe") for fd in (0, 1))
-        task = self._task
-        return Record(task.name, process.pid, task.number, stdin.fileno(), stdout.fileno(), task.patience)
-
-    def kill(self) -> None:
-        """End the process at once; it is not started again."""
-        self._stopping.set()
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        if self._process and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-    async def _keep_running(self, back_off: BackOff) -> None:
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            outcome = await self._live()
-            if self._stopping.is_set():
-                return
-            delay = back_off.after(time.monotonic() - started)
-            logger.error("%s %s; starting it again in %.1f s", self.name, outcome, delay)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._stopping.wait()
-
-    async def _live(self) -> str:
-        """Run the process once; return in words how it ended."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                pass_fds=self._task.sockets,
-                env=self._environment,
-                process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone
-            )
-        except OSError as error:
-            return f"cannot be started: {reason(error)}"
-        self._process = process
-        if self._stopping.is_set():
-            self._signal(signal.SIGTERM)
-        try:
-            return await self._attend(process)
-        finally:
-            self.ready = False
-            self._process = None
-            self._on_exit(process.pid)
-
-    async def _attend(self, process: asyncio.subprocess.Process) -> str:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(ConnectionError):  # it ended at once: the exit code will tell
-            lines = [self._task, *self.lasting.values()]
-            process.stdin.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-            await process.stdin.drain()
-        while said := await process.stdout.readline():
-            if said == READY:
-                self.ready = True
-                logger.info("%s is up (pid %d)", self.name, process.pid)
-            else:
-                self.heard(said)
-        code = await process.wait()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 class Supervisor:
@@ -414,7 +150,7 @@ class Supervisor:
         port = sockets[0][0].getsockname()[1]
         with (
             left.run_directory() if left else tempfile.TemporaryDirectory(prefix="ruvector-proxy-") as name,
-            _closing(sockets),
+            closing(sockets),
             left.unix(listen.unix_socket, port) if left else bind_unix(listen, port) as local,
         ):
             self._sockets, self._local = sockets, local
@@ -712,7 +448,7 @@ class Supervisor:
     async def _end(self, sockets: list[list[socket.socket]], local: UnixListener | None) -> None:
         """Let the workers drain, then end the learner, which so gets their last trajectories."""
         logger.info("stopping; open transactions have %g s to end", self._config.limits.drain_timeout)
-        _close(sockets)  # the workers close theirs: new clients are refused from now on
+        close(sockets)  # the workers close theirs: new clients are refused from now on
         if local:
             local.close()
         await asyncio.gather(*(worker.stop() for worker in (*self._workers, *self._retired)))
@@ -725,17 +461,3 @@ def allow_many_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # some systems report more than they grant
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _close(sets: list[list[socket.socket]]) -> None:
-    for sockets in sets:
-        for each in sockets:
-            each.close()
-
-
-@contextlib.contextmanager
-def _closing(sets: list[list[socket.socket]]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        _close(sets)

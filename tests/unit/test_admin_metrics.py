@@ -15,7 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.admin.metrics import MAX_TABLES, OTHER, QUERY_BUCKETS, Times, WorkerMetrics
-from proxy.supervisor import child_environment
+from proxy.child import child_environment
 
 STABLE = {
     "ruvector_connections",

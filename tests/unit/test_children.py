@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from config.schema import Config, Learner
+from proxy.child import child_environment, own_command
 from proxy.children import READY, Configure, Reload, Task
-from proxy.supervisor import child_environment, own_command
 
 pytestmark = pytest.mark.slow  # processes are started
 

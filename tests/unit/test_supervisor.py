@@ -22,7 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from config.schema import Admin, Config, Learner, Limits, Listen, Upstream, Workers
-from proxy.supervisor import BackOff, Command, StartError, Supervisor, bind, child_environment
+from proxy.child import BackOff, child_environment
+from proxy.sockets import StartError, bind
+from proxy.supervisor import Command, Supervisor
 
 pytestmark = pytest.mark.slow  # processes are started
 
