@@ -49,13 +49,20 @@ def cpu_seconds(pid: int) -> float:
 
 def cpu_seconds_of_family(pid: int) -> float:
     """Return the processor time of a process, of its children that live, and of those that have ended."""
+    while True:  # a child that is waited for meanwhile would be counted in neither place
+        known, ended = children(pid), _cpu_seconds_ended(pid)
+        total = ended + cpu_seconds(pid)
+        for child in known:
+            with suppress(OSError):  # ended meanwhile
+                total += cpu_seconds(child)
+        if (children(pid).keys(), _cpu_seconds_ended(pid)) == (known.keys(), ended):
+            return total
+
+
+def _cpu_seconds_ended(pid: int) -> float:
+    """Return the processor time of a process's children that have ended and were waited for."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ended = sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")  # cutime, cstime
-    total = ended + cpu_seconds(pid)
-    for child in children(pid):
-        with suppress(OSError):  # ended meanwhile
-            total += cpu_seconds(child)
-    return total
+    return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")  # cutime, cstime
 
 
 def unique_memory(pid: int) -> int:
