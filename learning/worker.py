@@ -2,7 +2,7 @@
 
 One process, one event loop, a handful of tasks:
 
-    serve     frames from the workers: templates, trajectories, refused settings   (server)
+    serve     frames from the workers: templates, trajectories, refused settings   (server, intake)
     measure   one measurement at a time, as the budget allows                      (measuring)
     distil    labels become policies, in a thread; changed policies go out         (policy, publishing)
     keep      every second: news go to the disk, gauges are brought up to date     (store, metrics)
@@ -29,32 +29,18 @@ from typing import Any
 import msgspec
 
 from config.schema import Config
-from learning.answering import Answering, Problem
+from learning.answering import Answering
 from learning.answers import with_outlook
-from learning.channel import (
-    Abandon,
-    Answer,
-    Answered,
-    Ask,
-    Frame,
-    Hello,
-    InjectionFailed,
-    Progress,
-    Publish,
-    Question,
-    Rated,
-    TemplateSeen,
-    TrajectoryBatch,
-    encode,
-)
+from learning.channel import Ask, InjectionFailed, Publish, Rated, encode
 from learning.drift import World
 from learning.exchange import Document, ExchangeError, decode, evidence, export
 from learning.exchange import encode as encode_document
 from learning.functions import Functions
+from learning.intake import Intake
 from learning.measuring import Measuring, News
 from learning.metrics import LearnerMetrics
 from learning.options import Layers
-from learning.outbox import Called, Forwarded, HandedIn, Labelled, Mail, Noted, Outbox, size_of
+from learning.outbox import Called, Forwarded, HandedIn, Labelled, Mail, Noted, Outbox
 from learning.overview import Overviews
 from learning.patterns import TakenIn, known, take_in
 from learning.policy import (
@@ -68,9 +54,9 @@ from learning.policy import (
     wants_rows,
 )
 from learning.publishing import Publisher
-from learning.records import Snapshot, Template, TemplatePolicy, Trajectory, Trust
+from learning.records import Snapshot, Template, TemplatePolicy, Trust
 from learning.registry import Phase, Registry, TemplateState
-from learning.server import ChannelServer, Peer
+from learning.server import ChannelServer
 from learning.service import Service
 from learning.shared import SharedStore
 from learning.sharing import YIELD_AFTER, Sharing
@@ -145,19 +131,21 @@ class Learner:
         )
         self._measuring = Measuring(config, self._registry, self._store, metrics)
         self._service = Service(Functions(self).handlers(), config.sql.max_measurements)
-        self._server = ChannelServer(socket_path, self._receive, self._service.gone)
         self._sharing = self._shared() if config.store.kind == "postgres" else None
         self._publisher = Publisher(self._registry, self._measuring, metrics, self._put_out)
         self._void: dict[str, float] = {}  # template -> Unix time before which labels do not count
         self._cleared: dict[str, bytes] = {}  # template -> the occasion on which it was last cleared
         self._measuring.active = self._sharing is None
-        self._answering = Answering(
+        answering = Answering(
             self._registry,
             lambda: self._publisher.version,
             str(config.store.path.absolute()),
             Overviews(self).get,
         )
-        self._answers: set[asyncio.Task[None]] = set()  # on their way
+        self._intake = Intake(
+            self._registry, self._measuring, self._service, answering, metrics, self._window, self._sharing
+        )
+        self._server = ChannelServer(socket_path, self._intake.receive, self._service.gone)
 
     async def start(self) -> None:
         """Read what is kept, begin to listen, publish the stored policy."""
@@ -234,8 +222,7 @@ class Learner:
 
     async def close(self) -> None:
         """Stop listening, cancel what is under way on the server, write what is new."""
-        for task in tuple(self._answers):
-            task.cancel()
+        self._intake.close()
         await self._server.close()
         await self._service.close()
         await self._measuring.close()
@@ -439,11 +426,11 @@ class Learner:
                 assert self._sharing is not None
                 self._sharing.thinning.count(mail.seen, mail.size)
                 for template in mail.templates:
-                    self._template_seen(template)
-                self._record(mail.trajectories)
+                    self._intake.template_seen(template)
+                self._intake.record(mail.trajectories)
             case Labelled():
                 for template in mail.templates:
-                    self._template_seen(template)
+                    self._intake.template_seen(template)
                 for key in {label.template for label in mail.labels}:
                     state = self._registry.get(key)
                     if state is not None:
@@ -461,7 +448,7 @@ class Learner:
             case Called(ask):
                 self._service.carry_out(ask)
             case InjectionFailed():
-                self._injection_failed(mail)
+                self._intake.injection_failed(mail)
 
     def _may_tell(self, template: Template) -> bool:
         """Tell whether other replicas may hear of a template; in doubt not."""
@@ -499,94 +486,8 @@ class Learner:
         """Version of the policy that was published last."""
         return self._publisher.version
 
-    def _receive(self, frame: Frame, peer: Peer) -> None:
-        if not self.leads and isinstance(frame, TemplateSeen | TrajectoryBatch | Rated | InjectionFailed):
-            assert self._sharing is not None
-            self._sharing.outbox.receive(frame)
-        match frame:
-            case TrajectoryBatch():
-                self._received_trajectories(frame)
-            case TemplateSeen(template):
-                self._template_seen(template)
-            case Rated():
-                if self.leads:
-                    self._measuring.rated(frame)
-            case InjectionFailed():
-                self._injection_failed(frame)
-            case Hello(pid, version):
-                log.debug("worker %d connected with policy %d", pid, version)
-            case Ask():
-                self._service.receive(frame, peer)
-            case Abandon():
-                self._service.abandon(frame, peer)
-            case Question(number, body):
-                task = asyncio.create_task(self._answer(number, body, peer))
-                self._answers.add(task)
-                task.add_done_callback(self._answers.discard)
-            case Progress() | Answer() | Answered():
-                log.error("a worker sent an answer; it was ignored")
-            case Publish():
-                log.error("a worker sent a policy; it was ignored")
-
-    async def _answer(self, number: int, body: bytes, peer: Peer) -> None:
-        try:
-            answer = await self._answering.answer(body)
-        except Exception:  # whoever asks gets a sentence, and the learner goes on
-            log.exception("a question could not be answered")
-            answer = msgspec.json.encode(Problem("the learner failed to answer; see its log"))
-        peer.send(Answered(number, answer))
-
-    def _received_trajectories(self, batch: TrajectoryBatch) -> None:
-        clock = time.time()
-        self._metrics.trajectories.inc(len(batch.trajectories))
-        if batch.dropped:
-            self._metrics.dropped.labels(reason="queue full").inc(batch.dropped)
-        trajectories = batch.trajectories
-        if self._sharing is not None and self.leads:
-            thinning = self._sharing.thinning
-            thinning.count(len(trajectories), sum(size_of(trajectory) for trajectory in trajectories))
-            trajectories = tuple(trajectory for trajectory in trajectories if thinning.wanted())
-        self._record(trajectories)
-        if batch.trajectories:
-            self._metrics.lag.set(max(0.0, clock - batch.trajectories[-1].timestamp))
-
-    def _record(self, trajectories: Sequence[Trajectory]) -> None:
-        now = time.monotonic()
-        for trajectory in trajectories:
-            state = self._registry.get(trajectory.template)
-            if state is None:
-                self._metrics.dropped.labels(reason="unknown template").inc()
-                continue
-            self._registry.touch(trajectory.template)
-            trial = self._measuring.canaries.get(trajectory.template)
-            if trial is not None and trajectory.error is None:
-                trial.served(trajectory.policy_version, trajectory.latency_ms, now)
-            state.record(trajectory, self._window(state), now)
-        if trajectories:
-            self._measuring.wake()
-
-    def _template_seen(self, template: Template) -> None:
-        if self._registry.add(template, time.monotonic()) is None:
-            self._metrics.templates_refused.inc()
-        elif self._sharing is not None:
-            self._sharing.outbox.know(template)
-
     def _window(self, state: TemplateState) -> int:
         return self._config.table(state.table or state.template.relation).trajectory_window
-
-    def _injection_failed(self, failure: InjectionFailed) -> None:
-        state = self._registry.get(failure.template)
-        if state is None or state.phase is Phase.OFF:
-            return
-        reason = f"the server refused a setting ({failure.sqlstate}: {failure.message})"
-        log.error(
-            "%s: %s; its queries are left alone from now on: %s", state.table, reason, state.template.sql
-        )
-        self._metrics.injection_failures.inc()
-        state.leave_alone(reason, state.table, time.monotonic(), forever=True)
-        self._measuring.news.templates[state.template.key] = StoredTemplate(
-            state.template, reason, state.table
-        )
 
     # --- distil ---
 
