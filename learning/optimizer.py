@@ -45,6 +45,9 @@ from learning.records import (
     is_hashed,
 )
 
+BY_VECTOR = "chosen for this query vector"
+BY_HEART = "measured for this very query"
+
 _MEMO = 4096  # k's remembered per template; a k is an integer that a client sends
 
 
@@ -219,8 +222,7 @@ class _Prepared:
             if chosen is None:
                 return self._fallback(k, "unlike every labelled query")
             arm, recall, repeated = chosen
-            reason = "measured for this very query" if repeated else "chosen for this query vector"
-            return Choice(self._arms[arm], Trust.QUERY, recall, reason)
+            return Choice(self._arms[arm], Trust.QUERY, recall, BY_HEART if repeated else BY_VECTOR)
         if k not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()

@@ -111,6 +111,7 @@ class Trajectory(msgspec.Struct, frozen=True):
     latency_ms: float
     error: str | None = None  # SQLSTATE
     recall_estimate: float | None = None
+    lookup_ms: float | None = None  # that choosing took; None: not chosen for this vector, or known by heart
 
 
 class ArmResult(msgspec.Struct, frozen=True, array_like=True):

@@ -26,6 +26,7 @@ from learning.exchange import label_id
 from learning.inventory import Confirmed
 from learning.records import Arm, Label, Template, TemplatePolicy, Trajectory, Trust
 from learning.schedule import ArmLedger, Traffic
+from learning.tolls import Lived
 from learning.trajectory import TrajectoryTracker, identity
 from learning.watch import Watch
 
@@ -86,6 +87,7 @@ class TemplateState:
     sketched_rows: float | None = None
     indexes: tuple[IndexInfo, ...] | None = None  # those that the labels are about
     watch: Watch = field(default_factory=Watch)
+    lived: Lived = field(default_factory=Lived)
     pulsed: float = 0.0  # when the catalogs were last looked at
     suspicious: bool = False  # the queries have become others; the audits for it have no credit yet
     backlog: deque[Trajectory] = field(
@@ -143,6 +145,8 @@ class TemplateState:
                 window, filter_slots=facts.filter_slots, value_types=facts.value_types
             )
         self.tracker.record(trajectory)
+        if trajectory.lookup_ms is not None:
+            self.lived.record(trajectory.lookup_ms)
         self.suspicious = self.watch.asked(trajectory) or self.suspicious
         context = self.tracker.context(trajectory)
         self._recognise_hash(context)

@@ -1,4 +1,4 @@
-"""What choosing per query costs in the proxy, measured on the policy that is about to be published.
+"""What choosing per query costs in the proxy: measured before a policy is published, and while it serves.
 
 The *toll* of a level (`learning.calibration.LEVELS`) is the time of its lookup.  It depends on the machine,
 the dimensions and how much was learned, so it is not guessed: a few lookups are run and their median counts.
@@ -6,18 +6,24 @@ the dimensions and how much was learned, so it is not guessed: a few lookups are
 Between two lookups of a live worker other work passes through the caches, and a lookup right after another
 one is up to twice as fast as a client will ever see; so memory of the size of a second-level cache is read in
 between.
+
+That is still a guess at how cold the caches are: behind a search of a large table a lookup takes several
+times as long.  Once a policy serves, its lookups are timed where they happen (`Trajectory.lookup_ms`), and
+what they take over what the stopwatch says of the same level scales all tolls from then on (`Lived`), also
+those of levels that do not serve.  So a level whose lookups eat what they save does not stay.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learning.calibration import Tolls
+from learning.calibration import LEVELS, Tolls
 from learning.density import Sketch
 from learning.difficulty import MEMORY_FEATURES
 from learning.lookup import LINES, QueryLookup
@@ -28,6 +34,48 @@ _BETWEEN = np.zeros(1 << 18)  # 2 MB
 
 _SKETCH_KEYS = frozenset({"codes", "cells", "density"})
 _DOUBLE = 8  # bytes
+_WINDOW = 200  # lookups whose median counts
+_ENOUGH = 50
+_MOST = 10.0  # the largest scale that is believed
+
+
+class Lived:
+    """What lookups take in live workers, of one template.
+
+    Attributes
+    ----------
+    scale
+        What a lookup takes there over what the stopwatch says, at least 1; kept while no level serves.
+    """
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self._ms: deque[float] = deque(maxlen=_WINDOW)
+        self._level: str | None = None
+
+    def record(self, milliseconds: float) -> None:
+        """Take note of one lookup."""
+        self._ms.append(milliseconds)
+
+    def median_ms(self, level: str | None) -> float | None:
+        """Return what a lookup takes at the level that serves; None: not known, or none to speak of."""
+        if level != self._level:
+            self._level = level
+            self._ms.clear()
+        if level is None or level == LEVELS[0] or len(self._ms) < _ENOUGH:
+            return None
+        return float(np.median(self._ms))
+
+    def scaled(self, measured: Tolls, level: str | None, lived_ms: float | None) -> Tolls:
+        """Return tolls by the stopwatch as live workers would have measured them.
+
+        `lived_ms` is the median at `level`, which serves; None leaves the scale as it is.
+        """
+        if lived_ms is not None and level is not None:
+            expected = sum(measured[: LEVELS.index(level) + 1])
+            self.scale = min(_MOST, max(1.0, lived_ms / max(expected, 1e-3)))
+        repeated, memory, sketch = (self.scale * toll for toll in measured)
+        return repeated, memory, sketch
 
 
 def measure(policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping[bytes, Sketch]) -> Tolls:

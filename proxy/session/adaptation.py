@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from random import Random
+from time import perf_counter
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from learning import naming
-from learning.optimizer import SearchOptimizer
+from learning.optimizer import BY_VECTOR, SearchOptimizer
 from learning.records import Arm, Choice, Settings, Snapshot, TemplatePolicy, Trajectory, Trust, Value
 from learning.steering import steered
 from learning.values import canonical
@@ -61,6 +62,7 @@ class BoundQuery:
         "_vector",
         "choice",
         "k",
+        "lookup",
         "offset",
         "overhead",
         "policy_version",
@@ -85,6 +87,7 @@ class BoundQuery:
         self.policy_version = 0
         self.query_id: bytes | None = None  # UUID of its latest execution, once that has been answered
         self.overhead = 0.0  # seconds that the proxy spent on it
+        self.lookup: float | None = None  # seconds in which its arm was chosen by its vector
 
     @property
     def vector(self) -> NDArray[np.float32] | None:
@@ -175,6 +178,7 @@ class Execution(NamedTuple):
             first_byte_ms=outcome.first_byte * 1e3,
             latency_ms=outcome.latency * 1e3,
             error=outcome.error,
+            lookup_ms=None if bound.lookup is None else bound.lookup * 1e3,
         )
 
 
@@ -308,8 +312,11 @@ class Adapter:
             values = tuple(
                 _canonical(bound.values[slot], policy.value_types[slot]) for slot in policy.filter_slots
             )
+        started = perf_counter()
         vector = bound.vector if policy.query is not None else None
         choice = optimizer.optimize(key, vector, bound.k + bound.offset, values, steering.target_recall)
+        if choice is not None and choice.reason is BY_VECTOR:
+            bound.lookup = perf_counter() - started
         if choice is not None and steering is not NOTHING:
             choice = steered(policy, choice, steering.target_recall, steering.optimize_for)
         if choice is None or not valid_settings(choice.arm.settings):

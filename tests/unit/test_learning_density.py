@@ -105,6 +105,30 @@ def test_the_tolls_of_every_level_are_measured() -> None:
     assert QueryLookup(policy.query, {}).choose(vectors[0]) is not None  # nothing was changed
 
 
+def test_tolls_are_scaled_by_what_lookups_take_where_they_happen() -> None:
+    lived, measured = tolls.Lived(), (0.01, 0.04, 0.05)
+    assert lived.scaled(measured, None, lived.median_ms(None)) == measured
+    assert lived.median_ms("memory") is None
+    for milliseconds in [0.15] * 60 + [7.0] * 20:
+        lived.record(milliseconds)
+    median = lived.median_ms("memory")
+    assert median == 0.15
+    assert lived.scaled(measured, "memory", median) == pytest.approx((0.03, 0.12, 0.15))
+    assert lived.median_ms("density") is None, "what was lived at one level says nothing of another"
+    assert lived.scaled(measured, "density", None) == pytest.approx((0.03, 0.12, 0.15))
+    assert lived.median_ms(None) is None, "one arm for all serves: there are no lookups"
+    assert lived.scaled(measured, None, None) == pytest.approx((0.03, 0.12, 0.15))
+
+
+def test_a_lookup_that_is_faster_than_expected_is_no_reason_to_look_up_more() -> None:
+    lived = tolls.Lived()
+    lived.median_ms("repeated")
+    for _ in range(100):
+        lived.record(0.001)
+    assert lived.median_ms("repeated") is None, "known by heart: nothing was chosen"
+    assert lived.scaled((0.01, 0.04, 0.05), "density", 0.001) == (0.01, 0.04, 0.05)
+
+
 def test_tolls_that_were_measured_decide_and_not_the_options() -> None:
     known, seen = facts(sketch=table_rows(2000, 1)), []
 
