@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -147,6 +148,8 @@ def merge(target: str, found: Path) -> None:
         if status:
             raise SystemExit(f"{target}: the merge failed\n{text[-3000:]}")
         chosen = [path.read_bytes() for path in (Path(scratch) / "corpus").iterdir()]
+    if not chosen:
+        raise SystemExit(f"{target}: the merge chose nothing, so the corpus stays as it is\n{text[-3000:]}")
     before = len(list(kept.iterdir()))
     for path in kept.iterdir():
         path.unlink()
@@ -166,8 +169,9 @@ def inside(target: str, options: argparse.Namespace) -> int:
     new = found / "corpus"
     new.mkdir(exist_ok=True)
     others = [path for path in (CORPUS / target, options.merge) if path is not None and path.is_dir()]
+    again = _again(target, found)
     arguments = [
-        "fuzz",
+        str(again),
         f"-runs={-1 if options.seconds else options.runs}",
         f"-seed={options.seed}",
         "-max_len=4096",
@@ -179,6 +183,8 @@ def inside(target: str, options: argparse.Namespace) -> int:
         str(new),
         *map(str, others),
     ]
+    if len(options.targets) > 1:  # libFuzzer has started this process, to merge in it
+        arguments = [str(again), *options.targets[1:]]
     until = time.process_time() + options.seconds if options.seconds else float("inf")
 
     def limited(data: bytes) -> None:
@@ -189,6 +195,15 @@ def inside(target: str, options: argparse.Namespace) -> int:
     atheris.Setup(arguments, limited)
     atheris.Fuzz()
     return 0
+
+
+def _again(target: str, keep: Path) -> Path:
+    """Return a program that starts this one with libFuzzer's arguments: it merges in processes of its own."""
+    script = keep / "again"
+    command = shlex.join([sys.executable, "-m", "tests.fuzz", "--inside", f"--keep={keep}", "--", target])
+    script.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+    script.chmod(0o700)
+    return script
 
 
 def figures(text: str) -> list[Run]:

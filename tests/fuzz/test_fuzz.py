@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import __main__ as fuzzing
 from tests.fuzz.__main__ import CORPUS, ROOT, Run, figures, names, page
 from tests.fuzz.targets import TARGETS, fuzz_planted
 
@@ -49,6 +50,23 @@ def test_a_planted_fault_is_found_and_can_be_replayed(tmp_path: Path) -> None:
     assert str(finding) in done.stdout
     with pytest.raises(AssertionError):
         fuzz_planted(finding.read_bytes())
+
+
+@needs_atheris
+@pytest.mark.slow
+def test_a_merge_keeps_what_reaches_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, found = tmp_path / "copying", tmp_path / "found"
+    kept.mkdir()
+    found.mkdir()
+    (kept / "old").write_bytes(b"what the corpus held before")
+    for path in (CORPUS / "copying").iterdir():
+        (found / path.name).write_bytes(path.read_bytes())
+        (found / f"{path.name}-again").write_bytes(path.read_bytes())
+    monkeypatch.setattr(fuzzing, "CORPUS", tmp_path)
+    fuzzing.merge("copying", found)
+    after = {path.read_bytes() for path in kept.iterdir()}
+    assert 0 < len(after) == len(list(kept.iterdir()))
+    assert after <= {path.read_bytes() for path in found.iterdir()}
 
 
 def test_the_page_adds_up_what_was_spent() -> None:
