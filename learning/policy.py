@@ -12,21 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from config.schema import Config
-from learning import tolls
-from learning.calibration import Tolls, level_of
+from learning.calibration import level_of
 from learning.canary import Canaries
-from learning.density import Sketch
 from learning.dialects import AS_IS
 from learning.distillation import Options, distill
 from learning.drift import safe_arm
 from learning.feedback import Ratings, attainable
 from learning.floors import enough, floors
 from learning.inventory import Confirmed
-from learning.records import Arm, ContextPolicy, QueryPolicy, Snapshot, TemplatePolicy, Trust
+from learning.records import Arm, ContextPolicy, Snapshot, TemplatePolicy, Trust
 from learning.registry import TemplateState
 from learning.repetition import Asked, Repetition
 from learning.watch import Holding
@@ -76,13 +72,8 @@ def derivation(
 
     holding = state.watch.holding
     least = _least(state.confirmed)
-    level = level_of(previous.query) if previous is not None and previous.query is not None else None
-    lived, lived_ms = state.lived, state.lived.median_ms(level)
-
-    def stopwatch(
-        policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping[bytes, Sketch]
-    ) -> Tolls:
-        return lived.scaled(tolls.measure(policy, vectors, sketches), level, lived_ms)
+    serving = previous.query if previous is not None else None
+    stopwatch = state.lived.stopwatch(level_of(serving) if serving is not None else None)
 
     def derive() -> TemplatePolicy:
         policy = distill(

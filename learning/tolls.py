@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from learning.calibration import LEVELS, Tolls
+from learning.calibration import LEVELS, Stopwatch, Tolls, level_of
 from learning.density import Sketch
 from learning.difficulty import MEMORY_FEATURES
 from learning.lookup import LINES, QueryLookup
@@ -57,25 +57,28 @@ class Lived:
         """Take note of one lookup."""
         self._ms.append(milliseconds)
 
-    def median_ms(self, level: str | None) -> float | None:
-        """Return what a lookup takes at the level that serves; None: not known, or none to speak of."""
+    def stopwatch(self, level: str | None) -> Stopwatch:
+        """Return `measure`, its tolls scaled; `level` is the one that serves, None where none does.
+
+        What was recorded is looked at now, so that the stopwatch may be used in another thread.
+        """
         if level != self._level:
             self._level = level
             self._ms.clear()
-        if level is None or level == LEVELS[0] or len(self._ms) < _ENOUGH:
-            return None
-        return float(np.median(self._ms))
+        chooses = level is not None and level != LEVELS[0]
+        lived_ms = float(np.median(self._ms)) if chooses and len(self._ms) >= _ENOUGH else None
 
-    def scaled(self, measured: Tolls, level: str | None, lived_ms: float | None) -> Tolls:
-        """Return tolls by the stopwatch as live workers would have measured them.
+        def measured(
+            policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping[bytes, Sketch]
+        ) -> Tolls:
+            tolls = measure(policy, vectors, sketches)
+            if lived_ms is not None and level is not None and _includes(policy, level):
+                expected = sum(tolls[: LEVELS.index(level) + 1])
+                self.scale = min(_MOST, max(1.0, lived_ms / max(expected, 1e-3)))
+            repeated, memory, sketch = (self.scale * toll for toll in tolls)
+            return repeated, memory, sketch
 
-        `lived_ms` is the median at `level`, which serves; None leaves the scale as it is.
-        """
-        if lived_ms is not None and level is not None:
-            expected = sum(measured[: LEVELS.index(level) + 1])
-            self.scale = min(_MOST, max(1.0, lived_ms / max(expected, 1e-3)))
-        repeated, memory, sketch = (self.scale * toll for toll in measured)
-        return repeated, memory, sketch
+        return measured
 
 
 def measure(policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping[bytes, Sketch]) -> Tolls:
@@ -98,6 +101,11 @@ def measure(policy: QueryPolicy, vectors: NDArray[np.float32], sketches: Mapping
         return repeated, max(0.0, everything - repeated), 0.0
     memory = max(repeated, _median_ms(_without_sketch(policy), new, {}))
     return repeated, memory - repeated, max(0.0, everything - memory)
+
+
+def _includes(policy: QueryPolicy, level: str) -> bool:
+    """Tell whether a policy has the evidence of a level, so that its lookups can be timed."""
+    return LEVELS.index(level) <= LEVELS.index(level_of(policy))
 
 
 def _median_ms(

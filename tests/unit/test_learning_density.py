@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from learning import density, tolls
+from learning.calibration import level_of
 from learning.distillation import Options, distill
 from learning.lookup import QueryLookup
-from learning.records import Trust
+from learning.records import QueryPolicy, Trust
 from tests.unit.learning_labels import ARMS, facts, mixed_labels, queries, table_rows, template
 
 FREE = Options(repeat_ms=0.0, lookup_ms=0.0, sketch_ms=-10.0)
@@ -105,28 +106,53 @@ def test_the_tolls_of_every_level_are_measured() -> None:
     assert QueryLookup(policy.query, {}).choose(vectors[0]) is not None  # nothing was changed
 
 
-def test_tolls_are_scaled_by_what_lookups_take_where_they_happen() -> None:
-    lived, measured = tolls.Lived(), (0.01, 0.04, 0.05)
-    assert lived.scaled(measured, None, lived.median_ms(None)) == measured
-    assert lived.median_ms("memory") is None
-    for milliseconds in [0.15] * 60 + [7.0] * 20:
-        lived.record(milliseconds)
-    median = lived.median_ms("memory")
-    assert median == 0.15
-    assert lived.scaled(measured, "memory", median) == pytest.approx((0.03, 0.12, 0.15))
-    assert lived.median_ms("density") is None, "what was lived at one level says nothing of another"
-    assert lived.scaled(measured, "density", None) == pytest.approx((0.03, 0.12, 0.15))
-    assert lived.median_ms(None) is None, "one arm for all serves: there are no lookups"
-    assert lived.scaled(measured, None, None) == pytest.approx((0.03, 0.12, 0.15))
+STOPPED = (0.01, 0.04, 0.05)
 
 
-def test_a_lookup_that_is_faster_than_expected_is_no_reason_to_look_up_more() -> None:
-    lived = tolls.Lived()
-    lived.median_ms("repeated")
-    for _ in range(100):
-        lived.record(0.001)
-    assert lived.median_ms("repeated") is None, "known by heart: nothing was chosen"
-    assert lived.scaled((0.01, 0.04, 0.05), "density", 0.001) == (0.01, 0.04, 0.05)
+@pytest.fixture
+def density_policy(monkeypatch: pytest.MonkeyPatch) -> QueryPolicy:
+    """A policy of the highest level; the stopwatch says `STOPPED` of any."""
+    known = facts(sketch=table_rows(2000, 1))
+    policy = distill(template(), known, ARMS, mixed_labels(500, 0), {"10": 1}, FREE).query
+    assert policy is not None
+    assert level_of(policy) == "density"
+    monkeypatch.setattr(tolls, "measure", lambda policy, vectors, sketches: STOPPED)
+    return policy
+
+
+def lived(*milliseconds: float, level: str) -> tolls.Lived:
+    found = tolls.Lived()
+    found.stopwatch(level)
+    for each in milliseconds:
+        found.record(each)
+    return found
+
+
+def test_tolls_are_scaled_by_what_lookups_take_where_they_happen(density_policy: QueryPolicy) -> None:
+    found, (vectors, _) = lived(*[0.15] * 60, *[7.0] * 20, level="memory"), queries(1, 0)
+    threefold = pytest.approx((0.03, 0.12, 0.15))
+    assert found.stopwatch("memory")(density_policy, vectors, {}) == threefold
+    for level in ("density", None):  # of another level nothing is known yet: the scale stays
+        assert found.stopwatch(level)(density_policy, vectors, {}) == threefold
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "level"),
+    [([0.001] * 100, "memory"), ([5.0] * 100, "repeated"), ([5.0] * 10, "memory")],
+    ids=["faster than the stopwatch", "nothing was chosen by vector", "too few"],
+)
+def test_the_stopwatch_is_believed(
+    density_policy: QueryPolicy, milliseconds: list[float], level: str
+) -> None:
+    found, (vectors, _) = lived(*milliseconds, level=level), queries(1, 0)
+    assert found.stopwatch(level)(density_policy, vectors, {}) == STOPPED
+
+
+def test_lookups_of_a_level_that_the_new_policy_lacks_say_nothing(density_policy: QueryPolicy) -> None:
+    found, (vectors, _) = lived(*[5.0] * 100, level="density"), queries(1, 0)
+    extra = {key: data for key, data in density_policy.extra.items() if key != "codes"}
+    policy = msgspec.structs.replace(density_policy, extra=extra)
+    assert found.stopwatch("density")(policy, vectors, {}) == STOPPED
 
 
 def test_tolls_that_were_measured_decide_and_not_the_options() -> None:
