@@ -12,7 +12,9 @@ With sockets and processes:
 
 net        a worker: connections, relay, limits
 admin      dashboard, metrics, health
-supervisor, children, succession   the processes of one proxy, and how others take their place
-configuration, relay_only          what a running proxy is told
-main, status, top, patterns        the command line
+supervisor, child, children, succession   the processes of one proxy, and how others take their place
+sockets, reachability                     what they listen on, and whether the servers answer
+configuration, relay_only                 what a running proxy is told
+logs, version                             what it says
+main, status, top, patterns, explaining   the command line, and docs, which writes its page
 """

@@ -51,6 +51,14 @@ def commands(page: Path) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("package", ["learning", "proxy"])
+def test_a_package_says_what_each_of_its_modules_is_for(package: str) -> None:
+    words = set(re.findall(r"\w+", (ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert modules
+    assert not modules - words
+
+
 def test_there_are_commands_to_check() -> None:
     assert len({command for page in PAGES for command in commands(page)}) >= 20
 
