@@ -7,10 +7,11 @@ Between two lookups of a live worker other work passes through the caches, and a
 one is up to twice as fast as a client will ever see; so memory of the size of a second-level cache is read in
 between.
 
-That is still a guess at how cold the caches are: behind a search of a large table a lookup takes several
-times as long.  Once a policy serves, its lookups are timed where they happen (`Trajectory.lookup_ms`), and
-what they take over what the stopwatch says of the same level scales all tolls from then on (`Lived`), also
-those of levels that do not serve.  So a level whose lookups eat what they save does not stay.
+That is still a guess at how cold the caches are: behind a search of 30,000 rows lookups took 1.4 to 1.9
+times as long (one learner, four derivations).  Once a policy serves, its lookups are timed where they happen
+(`Trajectory.lookup_ms`), and what they take over what the stopwatch says of the same level scales all tolls
+from then on (`Lived`), also those of levels that do not serve.  So a level whose lookups eat what they save
+does not stay.
 """
 
 from __future__ import annotations
