@@ -250,6 +250,14 @@ class Upstream:
             connection_class=NamesConnection,
             server_settings=SESSION_SETTINGS,
         )
+        try:
+            return await self._prepared(connection)
+        except BaseException:  # cancelled, too: nobody else knows of the connection
+            connection.terminate()
+            raise
+
+    async def _prepared(self, connection: Any) -> Session:
+        """Return the session of a connection that has just been opened."""
         connection.add_log_listener(_ignore_notice)
         session = Session(connection, Binder(connection))
         session.default_path = await connection.fetchval("SHOW search_path")

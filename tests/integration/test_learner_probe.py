@@ -431,6 +431,28 @@ def test_connection_that_the_server_ended_between_two_statements_is_lost(
     assert "state" not in said  # of asyncpg's own
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError, TimeoutError])
+def test_a_connection_that_is_given_up_while_it_is_prepared_is_closed(
+    postgres: EmbeddedPostgres, database: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    async def fails(session: Session) -> None:
+        opened.append(session.connection)
+        raise error
+
+    async def work() -> None:
+        monkeypatch.setattr(Session, "measure_round_trip", fails)
+        upstream = Upstream(postgres.uri())
+        with pytest.raises(asyncio.CancelledError if error is asyncio.CancelledError else UnavailableError):
+            await upstream.session(database)
+        (connection,) = opened
+        assert connection.is_closed()
+        await upstream.close()
+
+    asyncio.run(work())
+
+
 @pytest.mark.slow
 def test_rows_of_a_larger_limit_are_a_label_for_a_smaller_one(
     postgres: EmbeddedPostgres, database: str
